@@ -1,0 +1,1 @@
+"""YAML presets of jaxdiff; a preset is found by its file name."""

@@ -1,0 +1,28 @@
+"""The one exception that users of jaxdiff are meant to read."""
+
+
+class JaxdiffError(Exception):
+    """Something that was given cannot be used; the message is for a person.
+
+    The command line prints it without a traceback and exits with code 2. Raise it at the edge,
+    before tracing, as `JaxdiffError(what, where=..., fix=...)`.
+
+    Attributes:
+        what: The rule that was broken and what was given instead.
+        where: The file, config field or site concerned; empty when `what` says it.
+        fix: What to do about it; empty when `what` says it.
+    """
+
+    def __init__(self, what: str, *, where: object = "", fix: str = ""):
+        self.what = what
+        self.where = str(where)
+        self.fix = fix
+        super().__init__(what, self.where, fix)
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.where:
+            parts.append(f"  where: {self.where}")
+        if self.fix:
+            parts.append(f"  fix:   {self.fix}")
+        return "\n".join(parts)
