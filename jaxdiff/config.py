@@ -1,0 +1,202 @@
+"""Every setting of a run, as frozen records; a YAML file and the command line fill them.
+
+A field's description is its `--help`; it names the unit. Unknown keys are refused with the nearest
+known one.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+from pydantic import Field
+
+
+class Config(pydantic.BaseModel):
+    """Base of all settings: frozen, hashable, and strict about names."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class PairConfig(Config):
+    """Two models to compare: Hugging Face directories, hub names, or `organism:NAME/MODEL`."""
+
+    base: str
+    """Base model: directory, hub name, or organism:NAME/MODEL."""
+    ft: str
+    """Fine-tuned model: directory, hub name, or organism:NAME/MODEL."""
+    tokenizer: str | None = None
+    """Tokenizer with the chat template; the fine-tuned model's when None."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the models' weights and activations while they run."""
+    base_token_map: dict[int, int] = {}
+    """Token ids replaced before they are fed to the base model (control tokens it never saw)."""
+
+
+class SourceConfig(Config):
+    """One corpus."""
+
+    path: str
+    """.txt, .jsonl or .parquet file, folder of them, organism:NAME/CORPUS, or hf:DATASET."""
+    split: str = "train"
+    """Split of a Hugging Face dataset; unused for files."""
+    column: str | None = None
+    """Column with the text, or with the list of chat messages; found by name when None."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the documents drawn from this source, relative to the other sources."""
+
+
+class TextConfig(Config):
+    """Text to run the models on."""
+
+    sources: tuple[SourceConfig, ...]
+    """Corpora, mixed by weight."""
+    context: int = Field(default=1024, ge=2)
+    """Length of a row [tokens]; longer documents are cut to it."""
+    pack: bool = False
+    """Put several documents in a row (they do not attend to each other) instead of padding."""
+    train_sequences: int = Field(default=100_000, ge=1)
+    """Documents to train on [documents]."""
+    validation_sequences: int = Field(default=1000, ge=1)
+    """Documents to calibrate thresholds on [documents]."""
+    test_sequences: int = Field(default=1000, ge=1)
+    """Documents that the diff is measured on [documents]."""
+
+
+class HarvestConfig(Config):
+    """Running both models and keeping what they compute."""
+
+    mode: Literal["store", "stream"] = "store"
+    """store: write activations once, train from disk. stream: train while the models run."""
+    batch: int = Field(default=16, ge=1)
+    """Rows of text in one forward pass [rows]."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of stored activations."""
+    chunk: int = Field(default=4096, ge=1)
+    """Activations in one chunk file, the unit of reading and of loss by a crash [tokens]."""
+    skip: int = Field(default=0, ge=0)
+    """Positions masked at the start of every document, after BOS [tokens]."""
+    mask_bos: bool = True
+    """Mask the BOS position."""
+    outlier: float | None = Field(default=10.0, gt=1)
+    """Mask positions whose norm is above this multiple of the median norm [ratio]; None keeps all."""
+    ring: int = Field(default=262_144, ge=1)
+    """Size of the shuffle ring in stream mode [tokens]."""
+    normalize: bool = True
+    """Subtract each model's mean and scale it to unit mean square before training."""
+
+
+class DictionaryConfig(Config):
+    """One dictionary and what it is trained for."""
+
+    latents: int = Field(default=73_728, ge=1)
+    """Latents [latents]."""
+    activation: Literal["batch_topk", "topk", "relu"] = "batch_topk"
+    """batch_topk: k per token on average over the batch; topk: k for each; relu: L1 penalty."""
+    k: float = Field(default=100.0, gt=0)
+    """Active latents [latents per token]; for relu, the L0 that `match_l0` steers to."""
+    code_norm: Literal["crosscoder", "sae", "mixed", "none", "decoupled"] = "crosscoder"
+    """Weight of a latent in ranking and penalty, from its decoder norms (crosscoder: their sum)."""
+    loss: Literal["l2", "mse"] = "l2"
+    """Reconstruction: l2, the unsquared norm per model, or mse, its square."""
+    l1: float = Field(default=4.1e-2, ge=0)
+    """Weight of the decoder-norm weighted L1 penalty (relu only); the start value with match_l0."""
+    match_l0: bool = False
+    """Steer the L1 weight during training until L0 is k, then hold it (relu only)."""
+    k_start: float | None = None
+    """k at step 0, annealed linearly to k; None starts at k [latents per token]."""
+    k_anneal: int = Field(default=0, ge=0)
+    """Steps over which k goes from k_start to k [steps]."""
+    aux: float = Field(default=1 / 32, ge=0)
+    """Weight of the AuxK loss on dead latents; 0 turns it off (not used by relu)."""
+    aux_k: int | None = None
+    """Dead latents used by AuxK [latents per token]; half the width of one model when None."""
+    dead_after: int = Field(default=10_000_000, ge=1)
+    """A latent is dead when it has not fired for this long [tokens]."""
+    decoder_norm: float = Field(default=1.0, gt=0)
+    """Norm of each decoder row at initialisation, per model."""
+    same_init: bool = True
+    """Start all models from the same decoder directions."""
+    median_bias: bool = True
+    """Start the decoder bias at the geometric median of the first batch; zeros otherwise."""
+
+
+class TrainConfig(Config):
+    """Training of a dictionary."""
+
+    steps: int = Field(default=50_000, ge=1)
+    """Optimizer steps [steps]."""
+    batch: int = Field(default=2048, ge=1)
+    """Tokens in a step over all devices [tokens]."""
+    lr: float | None = Field(default=1e-4, gt=0)
+    """Peak learning rate of Adam; None takes 2e-4 / sqrt(latents / 2^14)."""
+    warmup: int = Field(default=1000, ge=0)
+    """Linear warm-up [steps]."""
+    decay_from: float | None = Field(default=None, ge=0, lt=1)
+    """Part of the steps after which the rate falls linearly to 0 [fraction]; None never decays."""
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest global norm of the gradient; None does not clip."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the matrix products; parameters and sums stay float32."""
+    checkpoint_every: int = Field(default=1000, ge=1)
+    """Steps between checkpoints [steps]."""
+    log_every: int = Field(default=100, ge=1)
+    """Steps between logged metrics [steps]."""
+
+
+class MeshConfig(Config):
+    """Devices of a run."""
+
+    data: int = Field(default=1, ge=1)
+    """Devices that split the batch."""
+    latent: int | None = Field(default=None, ge=1)
+    """Devices that split the latents; all remaining ones when None."""
+
+
+class DiffConfig(Config):
+    """Comparing two models through trained dictionaries."""
+
+    batch: int = Field(default=2048, ge=1)
+    """Activations in one step of the measuring pass [tokens]."""
+    bootstrap: int = Field(default=200, ge=2)
+    """Bootstrap resamples of whole sequences [resamples]."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Level of the intervals [fraction]."""
+    nu_reconstruction: float = Field(default=0.5, gt=0)
+    """A fine-tune-only latent with nu^r above this is decoupled (paper: 0.5)."""
+    nu_error: float = Field(default=0.2, gt=0)
+    """A fine-tune-only latent with nu^eps above this is shrunk (paper: 0.2)."""
+    examples: int = Field(default=8, ge=0)
+    """Strongest examples kept for each latent [examples]."""
+    window: int = Field(default=12, ge=0)
+    """Tokens shown on each side of an example's strongest token [tokens]."""
+    auroc: float = Field(default=0.9, gt=0.5, le=1)
+    """AUROC from which a planted behaviour counts as found."""
+
+
+class RunConfig(Config):
+    """A whole run: harvest, train, diff, report."""
+
+    out: Path
+    """Folder of the run; stages that are complete there are not done again."""
+    models: PairConfig
+    """The pair to compare."""
+    null: PairConfig | None = None
+    """A pair with nothing to find, put through the same pipeline; None leaves it out."""
+    site: str = "blocks.13.resid_post"
+    """Where activations are read."""
+    text: TextConfig
+    """Text to run the models on."""
+    harvest: HarvestConfig = HarvestConfig()
+    """Running both models and keeping what they compute."""
+    dictionaries: dict[str, DictionaryConfig] = {"batch_topk": DictionaryConfig()}
+    """Dictionaries to train, by name."""
+    train: TrainConfig = TrainConfig()
+    """Training of each dictionary."""
+    diff: DiffConfig = DiffConfig()
+    """Comparing the models."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random in the run."""

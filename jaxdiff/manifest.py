@@ -1,0 +1,191 @@
+"""Content-addressed stages: a stage's folder says what made it, and appears only when complete."""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.errors import JaxdiffError
+
+FILE = "manifest.json"
+_PACKAGES = ("jaxdiff", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What made a stage.
+
+    Attributes:
+        stage: Name of the stage.
+        fingerprint: Hash of stage, config, inputs and seed; equal means: same result.
+        config: Settings of the stage.
+        inputs: Fingerprints of what the stage reads, by name.
+        seed: Seed of the stage.
+        versions: Versions of the packages that computed it.
+        created: Time of completion, UTC, ISO 8601.
+        outputs: Size in bytes of every file, by path relative to the folder.
+    """
+
+    stage: str
+    fingerprint: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    seed: int
+    versions: dict[str, str]
+    created: str
+    outputs: dict[str, int]
+
+
+def fingerprint(
+    stage: str, *, config: Mapping[str, Any], inputs: Mapping[str, str], seed: int
+) -> str:
+    """Returns a hash of all that decides a stage's result; 16 hex digits."""
+    text = json.dumps([stage, dict(config), dict(inputs), seed], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_files(folder: Path, pattern: str = "**/*") -> str:
+    """Returns a hash of the names and contents of the files under a folder; 16 hex digits."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.glob(pattern) if p.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def read(folder: Path) -> Manifest:
+    """Reads a complete stage's manifest and checks that its files are all there.
+
+    Raises:
+        JaxdiffError: If there is no manifest, it cannot be parsed, or a file is missing or has
+            another size than when the stage was committed.
+    """
+    path = folder / FILE
+    try:
+        manifest = Manifest(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise JaxdiffError(
+            "this is no complete stage: it has no manifest",
+            where=folder,
+            fix="run the stage that writes it",
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise JaxdiffError(
+            f"the manifest cannot be read: {error}",
+            where=path,
+            fix="delete the folder and run the stage again",
+        ) from None
+    for name, size in manifest.outputs.items():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            raise JaxdiffError(
+                f"the folder does not match its manifest: {name} should have {size} bytes, "
+                + ("it is missing" if found is None else f"it has {found}"),
+                where=folder,
+                fix="delete the folder and run the stage again",
+            )
+    return manifest
+
+
+@contextlib.contextmanager
+def stage(
+    folder: Path, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str], seed: int
+) -> Iterator[Path | None]:
+    """Runs a stage at most once.
+
+    Yields a working folder, kept if the process dies, so that the same stage finds what it left
+    there; it becomes `folder` in one rename when the block ends without an error. Yields None when
+    `folder` already holds the stage's result. A result made from other inputs is replaced, but only
+    at that rename.
+
+    Args:
+        folder: Where the result will be.
+        name: Name of the stage.
+        config: Settings that decide the result.
+        inputs: Fingerprints of what the stage reads, by name.
+        seed: Seed of the stage.
+
+    Yields:
+        The working folder, or None when there is nothing to do.
+
+    Raises:
+        JaxdiffError: If `folder` holds something that is no stage, a damaged result, or the disk
+            is full.
+    """
+    mark = fingerprint(name, config=config, inputs=inputs, seed=seed)
+    if (folder / FILE).exists() and json_fingerprint(folder) == mark:
+        read(folder)
+        yield None
+        return
+    if folder.exists() and not (folder / FILE).exists() and any(folder.iterdir()):
+        raise JaxdiffError(
+            "this folder holds files that jaxdiff did not write",
+            where=folder,
+            fix="choose another output folder",
+        )
+    work = folder.with_name(f"{folder.name}.partial-{mark}")
+    for stale in folder.parent.glob(f"{folder.name}.partial-*"):
+        if stale != work:
+            shutil.rmtree(stale)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        _write(work, name, mark, config, inputs, seed)
+    except OSError as error:
+        raise _explain(error, work) from error
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(work, folder)
+
+
+def json_fingerprint(folder: Path) -> str | None:
+    """Returns the fingerprint that a folder's manifest states, or None if it cannot be read."""
+    try:
+        return json.loads((folder / FILE).read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Returns the installed versions of jaxdiff and of the libraries that decide its results."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that it is either absent, old or complete, also after a crash."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _write(work, name, mark, config, inputs, seed) -> None:
+    sizes = {
+        str(path.relative_to(work)): path.stat().st_size
+        for path in sorted(work.rglob("*"))
+        if path.is_file()
+    }
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    manifest = Manifest(name, mark, dict(config), dict(inputs), seed, versions(), now, sizes)
+    text = json.dumps(asdict(manifest), indent=1, default=str)
+    write_atomically(work / FILE, text.encode())
+
+
+def _explain(error: OSError, folder: Path) -> JaxdiffError:
+    free = shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free
+    return JaxdiffError(
+        f"writing failed: {error.strerror or error} ({free / 2**30:.1f} GiB free)",
+        where=error.filename or folder,
+        fix="free some space or choose another output folder; complete work is kept, run again",
+    )
