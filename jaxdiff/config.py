@@ -4,11 +4,16 @@ A field's description is its `--help`; it names the unit. Unknown keys are refus
 known one.
 """
 
+import difflib
+from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
+import yaml
 from pydantic import Field
+
+from jaxdiff.errors import JaxdiffError
 
 
 class Config(pydantic.BaseModel):
@@ -200,3 +205,81 @@ class RunConfig(Config):
     """Devices."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random in the run."""
+
+
+def presets() -> dict[str, Path]:
+    """Returns the YAML files that come with jaxdiff, by preset name."""
+    folder = Path(str(resources.files("jaxdiff.configs")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load(name_or_path: str | Path) -> RunConfig:
+    """Reads a run's settings from a YAML file or a preset.
+
+    Args:
+        name_or_path: File, or name of a preset.
+
+    Returns:
+        The settings.
+
+    Raises:
+        JaxdiffError: If there is no such file or preset, it is not YAML, or it holds unknown,
+            missing or unusable fields; all of them are listed.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        known = presets()
+        if str(name_or_path) not in known:
+            near = difflib.get_close_matches(str(name_or_path), known, 1)
+            raise JaxdiffError(
+                f"there is no config file and no preset called {name_or_path}",
+                fix=(f"did you mean {near[0]}? " if near else "")
+                + f"presets are {', '.join(known)}",
+            )
+        path = known[str(name_or_path)]
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JaxdiffError(f"the config is not valid YAML: {error}", where=path) from None
+    if not isinstance(content, dict):
+        raise JaxdiffError("the config must be a mapping of fields to values", where=path)
+    return parse(content, where=path)
+
+
+def parse(content: dict[str, Any], *, where: object = "config") -> RunConfig:
+    """Checks plain values and returns them as settings.
+
+    Raises:
+        JaxdiffError: As `load` does.
+    """
+    try:
+        return RunConfig(**content)
+    except pydantic.ValidationError as error:
+        problems = [_explain(e) for e in error.errors()]
+        raise JaxdiffError(
+            "the config cannot be used: " + "; ".join(problems),
+            where=where,
+            fix="`jaxdiff run CONFIG --help` lists every field with its unit",
+        ) from None
+
+
+def _explain(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
+        return f"unknown field {name}" + (f" (did you mean {near[0]}?)" if near else "")
+    if error["type"] == "missing":
+        return f"missing field {name}"
+    return f"{name}: {error['msg']}, got {error['input']!r}"
+
+
+def _fields(location: tuple[Any, ...]) -> list[str]:
+    """Returns the names that exist at a place inside RunConfig."""
+    kind: Any = RunConfig
+    for part in location:
+        if isinstance(kind, type) and issubclass(kind, Config) and part in kind.model_fields:
+            kind = kind.model_fields[part].annotation
+        candidates = [kind, *getattr(kind, "__args__", ())]
+        kind = next((c for c in candidates if isinstance(c, type) and issubclass(c, Config)), kind)
+    return list(kind.model_fields) if hasattr(kind, "model_fields") else []
