@@ -1,1 +1,47 @@
+"""Language models as arguments: load, run with taps on named sites, save; Llama and Gemma 2.
 
+    lm = load("meta-llama/Llama-3.2-1B", dtype=jnp.bfloat16)
+    _, acts = run(lm, tokens, taps=("blocks.8.resid_post",), logits=False)
+
+`run` is pure: put it under `jax.jit(..., static_argnames=("taps", "logits"))`, or differentiate it
+with respect to `lm.params`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxdiff.models._lm import LM as LM
+    from jaxdiff.models._lm import init as init
+    from jaxdiff.models._lm import parameters as parameters
+    from jaxdiff.models._run import run as run
+    from jaxdiff.models._sites import canonical_site as canonical_site
+    from jaxdiff.models._sites import sites as sites
+    from jaxdiff.models.spec import ModelConfig as ModelConfig
+    from jaxdiff.models.spec import Rope as Rope
+
+# Flax is imported by the first use of one of these names, not by `import jaxdiff.models`.
+_HOMES = {
+    "LM": "_lm",
+    "ModelConfig": "spec",
+    "Rope": "spec",
+    "canonical_site": "_sites",
+    "init": "_lm",
+    "parameters": "_lm",
+    "run": "_run",
+    "sites": "_sites",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

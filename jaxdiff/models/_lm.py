@@ -1,0 +1,53 @@
+"""A model as a value: static structure and parameters in one pytree."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Key
+
+from jaxdiff.models.decoder import Decoder
+from jaxdiff.models.spec import ModelConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LM:
+    """A language model.
+
+    Attributes:
+        params: Nested dict of arrays; those under `blocks` are stacked over layers.
+        graphdef: Structure of the Flax NNX module that the parameters belong to.
+        spec: What the model is made of.
+    """
+
+    params: Mapping[str, Any]
+    graphdef: nnx.GraphDef = field(metadata={"static": True})
+    spec: ModelConfig = field(metadata={"static": True})
+
+
+def init(spec: ModelConfig, *, key: Key[Array, ""]) -> LM:
+    """Returns a model with random float32 parameters, scaled by fan-in, ready to be trained."""
+    graphdef, _ = abstract(spec)
+
+    def params(key):
+        return nnx.to_pure_dict(nnx.state(Decoder(spec, rngs=nnx.Rngs(key))))
+
+    return LM(params=jax.jit(params)(key), graphdef=graphdef, spec=spec)
+
+
+@lru_cache(maxsize=32)
+def abstract(spec: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Returns the NNX structure and the shapes of the parameters of a model, without making it."""
+    module = nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(module)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def parameters(lm: LM) -> int:
+    """Returns the number of parameters; tied embeddings count once."""
+    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(lm.params))
