@@ -1,1 +1,33 @@
+"""Sparse dictionaries over the activations of one or several models, as pytrees and functions."""
 
+from jaxdiff.dictionaries.dictionary import (
+    Dictionary,
+    code_norms,
+    decode,
+    decoder_norms,
+    encode,
+    fold,
+    init,
+    pre_activations,
+    ranking_keys,
+)
+from jaxdiff.dictionaries.files import load, save
+from jaxdiff.dictionaries.loss import Parts, loss, reconstruction_loss, train_codes
+
+__all__ = [
+    "Dictionary",
+    "Parts",
+    "code_norms",
+    "decode",
+    "decoder_norms",
+    "encode",
+    "fold",
+    "init",
+    "load",
+    "loss",
+    "pre_activations",
+    "ranking_keys",
+    "reconstruction_loss",
+    "save",
+    "train_codes",
+]

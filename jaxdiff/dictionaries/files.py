@@ -1,0 +1,54 @@
+"""A dictionary on disk: `dictionary.safetensors` and what is not an array in its metadata."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.dictionaries.dictionary import LEAVES, STATIC, Dictionary
+from jaxdiff.errors import JaxdiffError
+from jaxdiff.manifest import write_atomically
+
+NAME = "dictionary"
+
+
+def save(d: Dictionary, folder: Path, **record: Any) -> None:
+    """Writes `dictionary.safetensors` (arrays) and `dictionary.json` (settings and `record`).
+
+    Args:
+        d: The dictionary.
+        folder: Folder to write to; made when missing.
+        **record: More to keep in the JSON file, for people and later stages.
+    """
+    from safetensors.numpy import save as serialise
+
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.asarray(getattr(d, name)) for name in LEAVES}
+    write_atomically(folder / f"{NAME}.safetensors", serialise(arrays))
+    settings = {name: getattr(d, name) for name in STATIC}
+    text = json.dumps({"dictionary": settings, **record}, indent=1, allow_nan=False)
+    write_atomically(folder / f"{NAME}.json", text.encode())
+
+
+def load(folder: Path) -> Dictionary:
+    """Reads what `save` wrote.
+
+    Raises:
+        JaxdiffError: If a file is missing or cannot be read, or an array is missing.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        settings = json.loads((folder / f"{NAME}.json").read_text())["dictionary"]
+        arrays = load_file(folder / f"{NAME}.safetensors")
+        leaves = {name: jnp.asarray(arrays[name]) for name in LEAVES}
+        return Dictionary(**leaves, **{name: settings[name] for name in STATIC})
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise JaxdiffError(
+            f"the dictionary cannot be read: {type(error).__name__}: {error}",
+            where=folder,
+            fix="train it again, or name a folder that `jaxdiff train` wrote",
+        ) from None

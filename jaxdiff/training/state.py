@@ -1,0 +1,75 @@
+"""What training carries from step to step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.dictionaries.dictionary import Dictionary, init
+from jaxdiff.training.median import geometric_median
+from jaxdiff.training.sparsity import L1State, init_l1
+
+
+class TrainState(NamedTuple):
+    """State of training; all of it is in a checkpoint.
+
+    Attributes:
+        params: The dictionary.
+        optimizer: Adam's moments and counts.
+        step: Steps done [steps].
+        idle: Tokens since each latent was last active [tokens].
+        l1: L1 weight and its controller.
+    """
+
+    params: Dictionary
+    optimizer: Any
+    step: Int[Array, ""]
+    idle: Int[Array, " L"]
+    l1: L1State
+
+
+def make_optimizer(config: DictionaryConfig, train: TrainConfig) -> optax.GradientTransformation:
+    """Returns Adam with clipping, linear warm-up and, if asked for, linear decay to 0."""
+    peak = train.lr or 2e-4 / (config.latents / 2**14) ** 0.5
+    parts = [
+        optax.clip_by_global_norm(train.clip) if train.clip else optax.identity(),
+        optax.adam(_schedule(peak, train)),
+    ]
+    return optax.chain(*parts)
+
+
+def init_state(
+    config: DictionaryConfig,
+    train: TrainConfig,
+    x: Float[Array, "B M D"],
+    *,
+    key: PRNGKeyArray,
+) -> TrainState:
+    """Returns the state at step 0; the first (normalised) batch gives the decoder bias."""
+    _, models, width = x.shape
+    params = init(config, (models, width), key=key)
+    if config.median_bias:
+        params = jax.tree.map(lambda a: a, params)
+        object.__setattr__(params, "b_dec", geometric_median(x))
+    return TrainState(
+        params=params,
+        optimizer=make_optimizer(config, train).init(params),
+        step=jnp.int32(0),
+        idle=jnp.zeros(config.latents, jnp.int32),
+        l1=init_l1(config),
+    )
+
+
+def _schedule(peak: float, train: TrainConfig) -> optax.Schedule:
+    def rate(count):
+        done = count.astype(jnp.float32)
+        factor = jnp.minimum((done + 1) / train.warmup, 1.0) if train.warmup else jnp.float32(1)
+        if train.decay_from is not None:
+            start = train.decay_from * train.steps
+            factor = factor * jnp.clip((train.steps - done) / (train.steps - start), 0.0, 1.0)
+        return peak * factor
+
+    return rate

@@ -1,0 +1,93 @@
+"""One training step, as a pure function and as the compiled, donated, sharded one."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.dictionaries.loss import Parts, loss
+from jaxdiff.training.sparsity import annealed_k, update_l1
+from jaxdiff.training.state import TrainState, make_optimizer
+
+# Idle counters stop here, far above any dead window, instead of overflowing.
+_LONGEST_IDLE = 2**30
+
+
+class Info(NamedTuple):
+    """What is logged about a step; scalars unless a shape is given.
+
+    Attributes:
+        loss: Loss.
+        reconstruction: Reconstruction term.
+        sparsity: Sum over latents of value times code norm, mean over rows.
+        aux: AuxK term, not weighted.
+        l0: Active latents per row in training's own selection.
+        fve: Fraction of variance explained in the batch, by model, [M].
+        fve_all: The same over all models.
+        dead: Part of the latents not active for `dead_after` tokens.
+        gradient_norm: Global norm of the gradient before clipping.
+        k: k of the step.
+        l1: L1 weight of the step.
+    """
+
+    loss: Float[Array, ""]
+    reconstruction: Float[Array, ""]
+    sparsity: Float[Array, ""]
+    aux: Float[Array, ""]
+    l0: Float[Array, ""]
+    fve: Float[Array, " M"]
+    fve_all: Float[Array, ""]
+    dead: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    k: Float[Array, ""]
+    l1: Float[Array, ""]
+
+
+def train_step(
+    state: TrainState,
+    x: Float[Array, "B M D"],
+    *,
+    config: DictionaryConfig,
+    train: TrainConfig,
+) -> tuple[TrainState, Info]:
+    """Does one optimizer step on a normalised batch."""
+    k = annealed_k(config, state.step)
+    l1 = jnp.exp(state.l1.log_weight)
+    dtype = jnp.dtype(train.dtype)
+    objective = jax.value_and_grad(loss, has_aux=True)
+    (_, parts), gradient = objective(
+        state.params, x, config=config, k=k, l1=l1, idle=state.idle, dtype=dtype
+    )
+    updates, optimizer = make_optimizer(config, train).update(
+        gradient, state.optimizer, state.params
+    )
+    idle = jnp.where(parts.fired, 0, jnp.minimum(state.idle + x.shape[0], _LONGEST_IDLE))
+    new = TrainState(
+        params=optax.apply_updates(state.params, updates),
+        optimizer=optimizer,
+        step=state.step + 1,
+        idle=idle,
+        l1=update_l1(state.l1, parts.l0, state.step, config=config, train=train),
+    )
+    return new, _info(parts, idle, optax.global_norm(gradient), k, l1, config)
+
+
+def _info(parts: Parts, idle, gradient_norm, k, l1, config: DictionaryConfig) -> Info:
+    dead = jnp.sum(idle >= config.dead_after, dtype=jnp.int32).astype(jnp.float32)
+    return Info(
+        loss=parts.loss,
+        reconstruction=parts.reconstruction,
+        sparsity=parts.sparsity,
+        aux=parts.aux,
+        l0=parts.l0,
+        fve=1 - parts.residual / parts.total,
+        fve_all=1 - jnp.sum(parts.residual) / jnp.sum(parts.total),
+        dead=dead / config.latents,
+        gradient_norm=gradient_norm,
+        k=k,
+        l1=l1,
+    )
