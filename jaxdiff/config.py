@@ -172,6 +172,8 @@ class DiffConfig(Config):
     """A fine-tune-only latent with nu^r above this is decoupled (paper: 0.5)."""
     nu_error: float = Field(default=0.2, gt=0)
     """A fine-tune-only latent with nu^eps above this is shrunk (paper: 0.2)."""
+    min_sequences: float = Field(default=8.0, ge=0)
+    """A latent carried by fewer than this stays undecided [effective sequences]."""
     examples: int = Field(default=8, ge=0)
     """Strongest examples kept for each latent [examples]."""
     window: int = Field(default=12, ge=0)
