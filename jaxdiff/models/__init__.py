@@ -11,6 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxdiff.models._files import fingerprint as fingerprint
+    from jaxdiff.models._hf import load as load
+    from jaxdiff.models._hf import save as save
     from jaxdiff.models._lm import LM as LM
     from jaxdiff.models._lm import init as init
     from jaxdiff.models._lm import parameters as parameters
@@ -26,13 +29,28 @@ _HOMES = {
     "ModelConfig": "spec",
     "Rope": "spec",
     "canonical_site": "_sites",
+    "fingerprint": "_files",
     "init": "_lm",
+    "load": "_hf",
     "parameters": "_lm",
     "run": "_run",
+    "save": "_hf",
     "sites": "_sites",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "LM",
+    "ModelConfig",
+    "Rope",
+    "canonical_site",
+    "fingerprint",
+    "init",
+    "load",
+    "parameters",
+    "run",
+    "save",
+    "sites",
+]
 
 
 def __getattr__(name: str) -> Any:
