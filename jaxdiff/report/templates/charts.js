@@ -1,0 +1,390 @@
+// Histograms, the scatter of Latent Scaling, bars by role, training curves.
+// A chart draws itself into its box at the box's width, and again when that or the theme changes.
+
+const charts = [];
+
+function chart(box, draw) {
+  const entry = { box, draw, width: 0 };
+  charts.push(entry);
+  new ResizeObserver(() => redraw(entry, false)).observe(box);
+  return entry;
+}
+
+function redraw(entry, force) {
+  const width = Math.floor(entry.box.clientWidth);
+  if (width === 0 || (width === entry.width && !force)) return;
+  entry.width = width;
+  entry.draw(entry.box, width);
+}
+
+function redrawAll() {
+  charts.forEach((entry) => redraw(entry, true));
+}
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
+
+function linear(from, to) {
+  return (value) => to[0] + ((value - from[0]) / (from[1] - from[0])) * (to[1] - to[0]);
+}
+
+function text(x, y, content, attributes) {
+  return svg("text", { x, y, class: "tick", ...attributes }, content);
+}
+
+/** Round tick values that cover [0, most]. */
+function ticks(most, count = 4) {
+  const rough = most / count;
+  const power = 10 ** Math.floor(Math.log10(rough || 1));
+  const step = Math.max(1, [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough) || 1);
+  return Array.from({ length: Math.floor(most / step) + 1 }, (_, i) => i * step);
+}
+
+// --- histogram of relative_norm ---------------------------------------------------------------
+
+const histogramState = { log: true };
+
+function drawHistogram(view, most, height) {
+  return (box, width) => {
+    const { edges, counts } = view.data.norm_histogram;
+    const total = counts.reduce((sum, count) => sum + count, 0);
+    if (total === 0) {
+      box.replaceChildren(el("p", { class: "none" }, "None: no latent of this dictionary is alive."));
+      return;
+    }
+    const frame = { left: 44, right: 8, top: 22, bottom: 34 };
+    const x = linear([0, 1], [frame.left, width - frame.right]);
+    const base = height - frame.bottom;
+    const scale = histogramState.log ? (count) => (count > 0 ? Math.log10(count) + 0.3 : 0) : (count) => count;
+    const yScale = linear([0, scale(most) * 1.04], [base, frame.top]);
+    const y = (count) => yScale(scale(count));
+    const marks = histogramState.log
+      ? Array.from({ length: Math.floor(Math.log10(most)) + 1 }, (_, i) => 10 ** i)
+      : ticks(most);
+    const bands = Object.entries(words.intervals).map(([key, [low, high]]) => [
+      svg("rect", { class: `band ${key}`, x: x(low), y: frame.top, width: x(high) - x(low), height: base - frame.top }),
+      text((x(low) + x(high)) / 2, frame.top - 7, width < 400 ? className(key).replace("fine-tune", "ft") : className(key), {
+        class: `tick band-name ${key}`,
+        "text-anchor": low === 0 ? "start" : high === 1 ? "end" : "middle",
+        ...(low === 0 ? { x: x(0) } : high === 1 ? { x: x(1) } : {}),
+      }),
+    ]);
+    const grid = marks.map((count) => [
+      svg("line", { class: "grid", x1: frame.left, x2: width - frame.right, y1: y(count), y2: y(count) }),
+      text(frame.left - 6, y(count) + 4, whole(count), { "text-anchor": "end" }),
+    ]);
+    const bars = counts.map((count, i) => {
+      const describe = `${fixed(edges[i])} to ${fixed(edges[i + 1])}`;
+      const show = (event) => showTip(event.clientX, event.clientY, `relative norm ${describe}`, `${whole(count)} latents`);
+      const left = x(edges[i]);
+      const breadth = x(edges[i + 1]) - left;
+      return svg("g", { class: "bar", onpointermove: show, onpointerleave: hideTip },
+        svg("rect", { class: "reach", x: left, y: frame.top, width: breadth, height: base - frame.top }),
+        svg("rect", { class: "fill", x: left + 0.5, y: y(count), width: Math.max(breadth - 1, 0.5), height: Math.max(base - y(count), 0) }));
+    });
+    const axis = [0, 0.2, 0.4, 0.6, 0.8, 1].map((value) => text(x(value), base + 16, fixed(value, 1), { "text-anchor": "middle" }));
+    const numbers = view.data.counts;
+    const summary = `${view.label}: ${whole(total)} latents by relative decoder norm; ${whole(numbers.base_only)} base-only, ` +
+      `${whole(numbers.shared)} shared, ${whole(numbers.ft_only)} fine-tune-only, ${whole(numbers.other)} other.`;
+    box.replaceChildren(svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": summary },
+      bands, grid, bars,
+      svg("line", { class: "axis", x1: frame.left, x2: width - frame.right, y1: base, y2: base }),
+      axis,
+      text((frame.left + width - frame.right) / 2, height - 2, "← base     relative norm     fine-tuned →", { "text-anchor": "middle", class: "tick axis-name" })));
+  };
+}
+
+function histogramTable(view) {
+  const { edges, counts } = view.data.norm_histogram;
+  const rows = counts.map((count, i) => [count, i]).filter(([count]) => count > 0);
+  return el("details", {}, el("summary", {}, "Counts as a table"),
+    el("table", { class: "small" },
+      el("thead", {}, el("tr", {}, el("th", {}, "relative norm"), el("th", { class: "number" }, "latents"))),
+      el("tbody", {}, rows.map(([count, i]) => el("tr", {},
+        el("td", {}, `${fixed(edges[i])} – ${fixed(edges[i + 1])}`), el("td", { class: "number" }, whole(count)))))));
+}
+
+// --- nu^r against nu^eps ----------------------------------------------------------------------
+
+const scatterState = { hidden: new Set(), onlySpecific: false };
+const DOMAIN = [-0.25, 1.5];
+
+/** Draws the mark of a verdict; each has a shape of its own, so that color is not needed. */
+function mark(context, verdict, x, y, r) {
+  context.beginPath();
+  if (verdict === "shrunk") context.rect(x - r * 0.9, y - r * 0.9, r * 1.8, r * 1.8);
+  else if (verdict === "decoupled") {
+    context.moveTo(x, y - r * 1.25);
+    context.lineTo(x + r * 1.25, y);
+    context.lineTo(x, y + r * 1.25);
+    context.lineTo(x - r * 1.25, y);
+    context.closePath();
+  } else if (verdict === "undecided") {
+    context.moveTo(x - r * 0.8, y - r * 0.8);
+    context.lineTo(x + r * 0.8, y + r * 0.8);
+    context.moveTo(x + r * 0.8, y - r * 0.8);
+    context.lineTo(x - r * 0.8, y + r * 0.8);
+    context.stroke();
+    return;
+  } else context.arc(x, y, verdict === "shared" ? r * 0.75 : r, 0, 2 * Math.PI);
+  if (verdict === "shared") context.stroke();
+  else context.fill();
+}
+
+/** A point outside of the plot: an arrow at its edge. */
+function edgeMark(context, x, y, dx, dy, r) {
+  const size = r * 1.7;
+  const angle = Math.atan2(dy, dx);
+  context.beginPath();
+  for (const turn of [0, 2.4, -2.4]) {
+    context.lineTo(x + size * Math.cos(angle + turn), y + size * Math.sin(angle + turn));
+  }
+  context.closePath();
+  context.fill();
+}
+
+function scatterPoints(view) {
+  return view.rows
+    .filter((row) => row.side === "ft" && row.class !== "dead")
+    .filter((row) => middle(row.nu_error) !== null && middle(row.nu_reconstruction) !== null)
+    .sort((a, b) => (a.verdict === "exclusive") - (b.verdict === "exclusive"));
+}
+
+function scatterPlot(view) {
+  const all = scatterPoints(view);
+  const undefinedCount = view.rows.filter((row) => row.side === "ft" && row.class !== "dead").length - all.length;
+  const box = el("div", { class: "plot" });
+  if (all.length === 0) {
+    box.append(el("p", { class: "none" }, "None: no fine-tuned-side latent has both ratios."));
+    return box;
+  }
+  const canvas = el("canvas", {});
+  const overlay = svg("svg", {});
+  const focus = svg("g", { class: "focus" });
+  const stage = el("div", {
+    class: "stage", tabindex: 0, role: "application",
+    "aria-label": `${view.label}: nu^r against nu^epsilon of ${all.length} latents. Left and right arrows step through the points, Enter opens a latent. The table of latents holds the same numbers.`,
+  }, canvas, overlay);
+  const note = el("p", { class: "note" });
+  box.append(stage, note);
+  let points = [];
+  let place = null;
+  let chosen = -1;
+  let highlight = () => {};
+
+  chart(stage, (_, width) => {
+    const height = Math.round(Math.min(width * 0.86, 480));
+    const frame = { left: 46, right: 12, top: 10, bottom: 40 };
+    const x = linear(DOMAIN, [frame.left, width - frame.right]);
+    const y = linear(DOMAIN, [height - frame.bottom, frame.top]);
+    const clip = (value) => Math.min(Math.max(value, DOMAIN[0]), DOMAIN[1]);
+    const density = devicePixelRatio || 1;
+    canvas.width = width * density;
+    canvas.height = height * density;
+    canvas.style.height = `${height}px`;
+    const context = canvas.getContext("2d");
+    context.scale(density, density);
+    const r = all.length > 5000 ? 2 : 3.1;
+    const colors = Object.fromEntries(VERDICTS.map((verdict) => [verdict, cssColor(`--${verdict}`)]));
+    points = all.filter((row) => !scatterState.hidden.has(row.verdict) && !(scatterState.onlySpecific && row.class !== "ft_only"));
+    let outside = 0;
+    place = (row) => [x(clip(middle(row.nu_error))), y(clip(middle(row.nu_reconstruction)))];
+    for (const row of points) {
+      const [e, n] = [middle(row.nu_error), middle(row.nu_reconstruction)];
+      const [px, py] = place(row);
+      const color = colors[row.verdict] || cssColor("--muted");
+      context.fillStyle = context.strokeStyle = color;
+      context.lineWidth = 1.4;
+      context.globalAlpha = row.class === "ft_only" ? 0.85 : 0.4;
+      const [dx, dy] = [Math.sign(e - clip(e)), -Math.sign(n - clip(n))];
+      if (dx || dy) {
+        outside += 1;
+        edgeMark(context, px, py, dx, dy, r);
+      } else mark(context, row.verdict, px, py, r);
+    }
+    const at = [0, 0.5, 1, 1.5];
+    const [right, bottom] = [width - frame.right, height - frame.bottom];
+    overlay.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    overlay.setAttribute("aria-hidden", "true");
+    overlay.replaceChildren(
+      ...at.flatMap((value) => [
+        svg("line", { class: "grid", x1: x(value), x2: x(value), y1: frame.top, y2: bottom }),
+        svg("line", { class: "grid", x1: frame.left, x2: right, y1: y(value), y2: y(value) }),
+        text(x(value), bottom + 16, fixed(value, 1), { "text-anchor": "middle" }),
+        text(frame.left - 7, y(value) + 4, fixed(value, 1), { "text-anchor": "end" }),
+      ]),
+      svg("rect", { class: "kept", x: frame.left, y: y(settings.nu_reconstruction), width: x(settings.nu_error) - frame.left, height: bottom - y(settings.nu_reconstruction) }),
+      svg("line", { class: "threshold", x1: x(settings.nu_error), x2: x(settings.nu_error), y1: frame.top, y2: bottom }),
+      svg("line", { class: "threshold", x1: frame.left, x2: right, y1: y(settings.nu_reconstruction), y2: y(settings.nu_reconstruction) }),
+      text(x(settings.nu_error) + 5, frame.top + 11, `${settings.nu_error}`, { class: "tick threshold-name" }),
+      text(right - 3, y(settings.nu_reconstruction) - 5, `${settings.nu_reconstruction}`, { class: "tick threshold-name", "text-anchor": "end" }),
+      svg("path", { class: "axis", d: `M${frame.left} ${frame.top}V${bottom}H${right}`, fill: "none" }),
+      text((frame.left + right) / 2, height - 6, "νᵋ   (shrinkage →)", { class: "tick axis-name", "text-anchor": "middle" }),
+      svg("text", { class: "tick axis-name", "text-anchor": "middle", transform: `translate(12 ${(frame.top + bottom) / 2}) rotate(-90)` }, "νʳ   (decoupling →)"),
+      focus);
+    focus.replaceChildren();
+    note.textContent = [
+      `${whole(points.length)} of ${whole(all.length)} latents shown`,
+      outside ? `${whole(outside)} beyond the axes, as arrows at the edge` : "",
+      undefinedCount ? `${whole(undefinedCount)} without both ratios left out` : "",
+    ].filter(Boolean).join("; ") + ".";
+
+    highlight = (index) => {
+      chosen = index;
+      const row = points[index];
+      if (!row) {
+        focus.replaceChildren();
+        hideTip();
+        stage.style.cursor = "";
+        return;
+      }
+      const [px, py] = place(row);
+      const whisker = (interval, line) => (typeof interval[1] === "number" ? svg("line", line) : null);
+      focus.replaceChildren(...[
+        whisker(row.nu_error, { x1: x(clip(row.nu_error[1])), x2: x(clip(row.nu_error[2])), y1: py, y2: py }),
+        whisker(row.nu_reconstruction, { x1: px, x2: px, y1: y(clip(row.nu_reconstruction[1])), y2: y(clip(row.nu_reconstruction[2])) }),
+        svg("circle", { cx: px, cy: py, r: r + 4 }),
+      ].filter(Boolean));
+      const area = stage.getBoundingClientRect();
+      stage.style.cursor = "pointer";
+      showTip(area.left + px, area.top + py,
+        `latent ${row.latent}  ·  ${row.verdict || NOTHING}  ·  ${className(row.class)}`,
+        `νʳ ${fixed(row.nu_reconstruction[0])} ${range(row.nu_reconstruction)}`,
+        `νᵋ ${fixed(row.nu_error[0])} ${range(row.nu_error)}`,
+        `relative norm ${fixed(row.relative_norm, 3)}`,
+        ...(row.behaviour ? [`behaviour: ${row.behaviour}`] : []));
+    };
+  });
+
+  const nearest = (event, reach) => {
+    const area = stage.getBoundingClientRect();
+    const [mx, my] = [event.clientX - area.left, event.clientY - area.top];
+    let best = -1;
+    let distance = reach * reach;
+    points.forEach((row, i) => {
+      const [px, py] = place(row);
+      const d = (px - mx) ** 2 + (py - my) ** 2;
+      if (d <= distance) [best, distance] = [i, d];
+    });
+    return best;
+  };
+  const open = (index) => {
+    if (points[index]) location.hash = hrefOf(view, points[index].latent);
+  };
+  stage.addEventListener("pointermove", (event) => highlight(nearest(event, 14)));
+  stage.addEventListener("pointerleave", () => highlight(-1));
+  stage.addEventListener("blur", () => highlight(-1));
+  stage.addEventListener("click", (event) => open(nearest(event, event.pointerType === "touch" ? 26 : 14)));
+  stage.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (step && points.length) {
+      event.preventDefault();
+      highlight((chosen + step + points.length) % points.length);
+    } else if (event.key === "Enter") open(chosen);
+    else if (event.key === "Escape") highlight(-1);
+  });
+  return box;
+}
+
+/** Buttons with each verdict's mark and count; pressing one hides or shows it in all plots. */
+function scatterLegend() {
+  const button = (verdict) => {
+    const canvas = el("canvas", { width: 28, height: 28, "aria-hidden": "true" });
+    const toggle = el("button", { type: "button", class: "key", "aria-pressed": "true", title: words.verdicts[verdict] }, canvas, verdict);
+    toggle.addEventListener("click", () => {
+      const hide = !scatterState.hidden.delete(verdict);
+      if (hide) scatterState.hidden.add(verdict);
+      toggle.setAttribute("aria-pressed", String(!hide));
+      redrawAll();
+    });
+    const paint = () => {
+      const context = canvas.getContext("2d");
+      context.clearRect(0, 0, 28, 28);
+      context.fillStyle = context.strokeStyle = cssColor(`--${verdict}`);
+      context.lineWidth = 2.6;
+      mark(context, verdict, 14, 14, 8);
+    };
+    paint();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+    return toggle;
+  };
+  const only = el("input", { type: "checkbox" });
+  only.addEventListener("change", () => {
+    scatterState.onlySpecific = only.checked;
+    redrawAll();
+  });
+  return el("div", { class: "keys" }, VERDICTS.map(button), el("label", { class: "check" }, only, "fine-tune-only class alone"));
+}
+
+// --- shares by role ---------------------------------------------------------------------------
+
+/** A bar of shares: [[role, share], ...], scaled to their sum. */
+function shareBar(shares) {
+  const total = shares.reduce((sum, [, share]) => sum + (share || 0), 0);
+  if (!(total > 0)) return el("div", { class: "share empty" }, "none");
+  return el("div", { class: "share", role: "img", "aria-label": shares.map(([role, share]) => `${roleName(role)} ${percent((share || 0) / total, 0)}`).join(", ") },
+    shares.filter(([, share]) => share > 0).map(([role, share]) => {
+      const part = share / total;
+      const show = (event) => showTip(event.clientX, event.clientY, `${roleName(role)}: ${percent(part)}`);
+      return el("span", { class: `part role-${safe(role)}`, style: { "flex-grow": part }, onpointermove: show, onpointerleave: hideTip },
+        part >= 0.09 ? percent(part, 0) : "");
+    }));
+}
+
+function meanShares(rows) {
+  return results.roles.map((role) => [role, rows.reduce((sum, row) => sum + (row.roles[role] || 0), 0) / (rows.length || 1)]);
+}
+
+function roleBars(view) {
+  const alive = view.rows.filter((row) => row.class !== "dead" && Object.values(row.roles).some((share) => share > 0));
+  const tokens = results.roles.map((role) => [role, view.data.roles[role] ? view.data.roles[role].tokens : 0]);
+  const groups = [
+    ["fine-tune-only, exclusive", alive.filter((row) => row.class === "ft_only" && row.verdict === "exclusive")],
+    ["fine-tune-only, all", alive.filter((row) => row.class === "ft_only")],
+    ["shared", alive.filter((row) => row.class === "shared")],
+    ["base-only", alive.filter((row) => row.class === "base_only")],
+  ];
+  const line = (label, count, shares) => el("div", { class: "bar-line" },
+    el("div", { class: "bar-label" }, label, el("span", { class: "muted" }, ` ${count}`)), shareBar(shares));
+  const total = tokens.reduce((sum, [, count]) => sum + count, 0);
+  return el("div", {}, line("all tokens", whole(total), tokens), groups.map(([label, rows]) => line(label, whole(rows.length), meanShares(rows))));
+}
+
+function roleLegend() {
+  return el("div", { class: "keys" }, results.roles.map((role) => el("span", { class: "key" }, el("i", { class: `swatch role-${safe(role)}` }), roleName(role))));
+}
+
+// --- training ---------------------------------------------------------------------------------
+
+function trainingChart(field, title, digits) {
+  const lines = views.filter((view) => !view.isNull).map((view, i) => ({
+    view, i, points: view.data.training.history.filter((point) => typeof point[field] === "number"),
+  })).filter((line) => line.points.length > 0);
+  const box = el("div", { class: "curve" });
+  if (lines.length === 0) return null;
+  const every = lines.flatMap((line) => line.points);
+  const steps = Math.max(...every.map((point) => point.step), 1);
+  const low = Math.min(...every.map((point) => point[field]), 0);
+  const high = Math.max(...every.map((point) => point[field]), low + 1e-9);
+  chart(box, (_, width) => {
+    const height = 150;
+    const x = linear([0, steps], [44, width - 8]);
+    const y = linear([low, high], [height - 24, 10]);
+    const drawn = lines.map(({ i, points }) => svg("polyline", { class: `line line-${i % 4}`, points: points.map((point) => `${x(point.step).toFixed(1)},${y(point[field]).toFixed(1)}`).join(" ") }));
+    const move = (event) => {
+      const area = box.getBoundingClientRect();
+      const step = linear([44, width - 8], [0, steps])(event.clientX - area.left);
+      const closest = (points) => points.reduce((best, point) => (Math.abs(point.step - step) < Math.abs(best.step - step) ? point : best));
+      showTip(event.clientX, event.clientY, `step ${whole(closest(lines[0].points).step)}`,
+        ...lines.map((line) => `${line.view.short}: ${fixed(closest(line.points)[field], digits)}`));
+    };
+    const last = lines.map((line) => `${line.view.short} ends at ${fixed(line.points.at(-1)[field], digits)}`).join(", ");
+    box.replaceChildren(svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} over training steps; ${last}.`, onpointermove: move, onpointerleave: hideTip },
+      [low, (low + high) / 2, high].map((value) => [
+        svg("line", { class: "grid", x1: 44, x2: width - 8, y1: y(value), y2: y(value) }),
+        text(38, y(value) + 4, significant(Number(value.toPrecision(2))), { "text-anchor": "end" }),
+      ]),
+      drawn,
+      text(44, height - 6, "0"),
+      text(width - 8, height - 6, `${whole(steps)} steps`, { "text-anchor": "end" })));
+  });
+  return el("figure", {}, el("figcaption", {}, title), box);
+}
