@@ -96,7 +96,7 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
     for path, keys in _weights.names(family, flat).items():
         leaf = np.asarray(flat[path])
         leaf = np.ascontiguousarray(leaf if dtype is None else leaf.astype(jnp.dtype(dtype)))
-        tensors |= dict(zip(keys, leaf if path.startswith("blocks.") else [leaf], strict=True))
+        tensors |= dict(zip(keys, leaf if _weights.stacked(path) else [leaf], strict=True))
     config = family.config(lm.spec) | {
         "architectures": [family.hf_class],
         "model_type": family.model_type,

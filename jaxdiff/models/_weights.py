@@ -36,9 +36,7 @@ def names(architecture: Architecture, shapes: Mapping[str, Any]) -> dict[str, li
     if unknown:
         raise ValueError(f"{architecture.model_type} has no row for {', '.join(unknown)}")
     return {
-        path: [hf[path].format(i=i) for i in range(leaf.shape[0])]
-        if "{i}" in hf[path]
-        else [hf[path]]
+        path: [hf[path].format(i=i) for i in range(leaf.shape[0])] if stacked(path) else [hf[path]]
         for path, leaf in shapes.items()
     }
 
@@ -86,6 +84,11 @@ def read(
     return unflatten(arrays)
 
 
+def stacked(path: str) -> bool:
+    """Returns whether a parameter has a leading layer axis."""
+    return path.startswith("blocks.")
+
+
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the leaves of a nested dict by dotted path."""
     return traverse_util.flatten_dict(tree, sep=".")
@@ -122,7 +125,7 @@ def _problems(
 ) -> list[str]:
     problems = []
     for path, keys in wanted.items():
-        shape = shapes[path].shape[1:] if path.startswith("blocks.") else shapes[path].shape
+        shape = shapes[path].shape[stacked(path) :]
         for key in keys:
             if key not in tensors:
                 problems.append(f"missing: {key} {list(shape)}")
@@ -137,7 +140,9 @@ def _problems(
     return problems + [f"unknown: {key}" for key in unknown]
 
 
-def _array(slices: list[Any], leaf: Any, dtype: np.dtype, sharding: Sharding | None) -> jax.Array:
+def _array(
+    slices: list[Any], leaf: Any, stacked: bool, dtype: np.dtype, sharding: Sharding | None
+) -> jax.Array:
     """Returns one parameter; only the bytes of this process's shards are read."""
     shards: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 

@@ -82,18 +82,15 @@ class ModelConfig:
     pad: int | None = None
 
     def __post_init__(self):
-        derived = {
-            "n_kv_heads": self.n_kv_heads or self.n_heads,
-            "head_dim": self.head_dim or self.d_model // self.n_heads,
-        }
-        derived["attention_scale"] = self.attention_scale or derived["head_dim"] ** -0.5
-        for name, value in derived.items():
-            object.__setattr__(self, name, value)
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; RoPE rotates pairs")
+        heads = self.n_kv_heads or self.n_heads
+        width = self.head_dim or self.d_model // self.n_heads
+        # What was left at 0 is filled in, so that equal models have equal configs.
+        object.__setattr__(self, "n_kv_heads", heads)
+        object.__setattr__(self, "head_dim", width)
+        object.__setattr__(self, "attention_scale", self.attention_scale or width**-0.5)
+        if self.n_heads % heads:
+            raise ValueError(f"n_heads={self.n_heads} is no multiple of n_kv_heads={heads}")
+        if width % 2:
+            raise ValueError(f"head_dim={width} is odd; RoPE rotates pairs")
         if self.windows and len(self.windows) != self.n_layers:
             raise ValueError(f"{len(self.windows)} windows for {self.n_layers} layers")
