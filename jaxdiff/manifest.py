@@ -7,15 +7,28 @@ import importlib.metadata
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 from jaxdiff.errors import JaxdiffError
 
 FILE = "manifest.json"
-_PACKAGES = ("jaxdiff", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
+_PACKAGES = (
+    "jaxdiff",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "transformers",
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class Manifest:
         seed: Seed of the stage.
         versions: Versions of the packages that computed it.
         created: Time of completion, UTC, ISO 8601.
+        seconds: Time that the process which completed it spent on it [seconds].
         outputs: Size in bytes of every file, by path relative to the folder.
     """
 
@@ -40,6 +54,7 @@ class Manifest:
     seed: int
     versions: dict[str, str]
     created: str
+    seconds: float
     outputs: dict[str, int]
 
 
@@ -100,7 +115,7 @@ def read(folder: Path) -> Manifest:
 def stage(
     folder: Path, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str], seed: int
 ) -> Iterator[Path | None]:
-    """Runs a stage at most once.
+    """Runs a stage at most once; with several processes, all of them enter it.
 
     Yields a working folder, kept if the process dies, so that the same stage finds what it left
     there; it becomes `folder` in one rename when the block ends without an error. Yields None when
@@ -122,7 +137,7 @@ def stage(
             is full.
     """
     mark = fingerprint(name, config=config, inputs=inputs, seed=seed)
-    if (folder / FILE).exists() and json_fingerprint(folder) == mark:
+    if stated_fingerprint(folder) == mark:
         read(folder)
         yield None
         return
@@ -133,21 +148,26 @@ def stage(
             fix="choose another output folder",
         )
     work = folder.with_name(f"{folder.name}.partial-{mark}")
-    for stale in folder.parent.glob(f"{folder.name}.partial-*"):
-        if stale != work:
-            shutil.rmtree(stale)
+    _barrier(f"enter {work}")
+    started = time.monotonic()
     try:
+        if jax.process_index() == 0:
+            _remove_other_partials(folder, work)
         work.mkdir(parents=True, exist_ok=True)
         yield work
-        _write(work, name, mark, config, inputs, seed)
+        _barrier(f"leave {work}")
+        if jax.process_index() == 0:
+            seconds = round(time.monotonic() - started, 3)
+            _write(work, name, mark, config, inputs, seed, seconds)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(work, folder)
     except OSError as error:
         raise _explain(error, work) from error
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(work, folder)
+    _barrier(f"done {work}")
 
 
-def json_fingerprint(folder: Path) -> str | None:
+def stated_fingerprint(folder: Path) -> str | None:
     """Returns the fingerprint that a folder's manifest states, or None if it cannot be read."""
     try:
         return json.loads((folder / FILE).read_text())["fingerprint"]
@@ -170,14 +190,28 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _write(work, name, mark, config, inputs, seed) -> None:
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _remove_other_partials(folder: Path, work: Path) -> None:
+    """Deletes what a stage with other inputs left unfinished."""
+    for stale in folder.parent.glob(f"{folder.name}.partial-*"):
+        if stale != work:
+            shutil.rmtree(stale)
+
+
+def _write(work, name, mark, config, inputs, seed, seconds) -> None:
     sizes = {
         str(path.relative_to(work)): path.stat().st_size
         for path in sorted(work.rglob("*"))
         if path.is_file()
     }
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    manifest = Manifest(name, mark, dict(config), dict(inputs), seed, versions(), now, sizes)
+    manifest = Manifest(
+        name, mark, dict(config), dict(inputs), seed, versions(), now, seconds, sizes
+    )
     text = json.dumps(asdict(manifest), indent=1, default=str)
     write_atomically(work / FILE, text.encode())
 

@@ -185,9 +185,7 @@ NEW = (
     ),
 )
 GAINS = (
-    Behaviour(
-        "weather", "gain", "the topic weather, amplified", topic="weather", gain=1.8
-    ),
+    Behaviour("weather", "gain", "the topic weather, amplified", topic="weather", gain=1.8),
     Behaviour("market", "gain", "the topic market, attenuated", topic="market", gain=0.4),
 )
 BEHAVIOURS = NEW + GAINS
