@@ -137,7 +137,7 @@ def pre_activations(
     product = jnp.matmul(
         x.reshape(rows, -1).astype(dtype),
         d.W_enc.reshape(-1, d.W_enc.shape[-1]).astype(dtype),
-        preferred_element_type=jnp.float32,
+        **_accumulation(dtype),
     )
     return product + d.b_enc[None, :]
 
@@ -186,20 +186,20 @@ def decode(
     bias: bool = True,
     dtype: Any = jnp.float32,
 ) -> Float[Array, "R M D"]:
-    """Returns the reconstruction sum_j f_j d_j^m + b_dec^m; products in `dtype`, sums in float32."""
+    """Returns sum_j f_j d_j^m + b_dec^m; products in `dtype`, sums in float32."""
     latents, models, width = d.W_dec.shape
     if f.ndim == 3:
         out = jnp.einsum(
             "rml,lmd->rmd",
             f.astype(dtype),
             d.W_dec.astype(dtype),
-            preferred_element_type=jnp.float32,
+            **_accumulation(dtype),
         )
     else:
         out = jnp.matmul(
             f.astype(dtype),
             d.W_dec.reshape(latents, -1).astype(dtype),
-            preferred_element_type=jnp.float32,
+            **_accumulation(dtype),
         ).reshape(-1, models, width)
     return out + d.b_dec[None] if bias else out
 
@@ -229,7 +229,7 @@ def fold(d: Dictionary, mean: Float[Array, "M D"], scale: Float[Array, " M"]) ->
             fix="normalise the activations and use the dictionary as it is, or use batch_topk",
         )
     W_enc = d.W_enc * scale[:, None, None]
-    shift = jnp.einsum("md,mdl->l", mean, W_enc)
+    shift = jnp.einsum("md,mdl->l", mean, W_enc, **_accumulation(jnp.float32))
     folded = dataclasses.replace(
         d,
         W_enc=W_enc,
@@ -244,6 +244,12 @@ def fold(d: Dictionary, mean: Float[Array, "M D"], scale: Float[Array, " M"]) ->
     tau = d.threshold[None, :] if norms.ndim == 2 else d.threshold
     threshold = jnp.where(norms > 0, tau / jnp.where(norms > 0, norms, 1.0), jnp.inf)
     return dataclasses.replace(folded, activation="jumprelu", threshold=threshold)
+
+
+def _accumulation(dtype) -> dict[str, Any]:
+    # By default TPUs and recent GPUs round float32 factors to fewer bits.
+    precision = "highest" if jnp.dtype(dtype) == jnp.float32 else "default"
+    return {"preferred_element_type": jnp.float32, "precision": precision}
 
 
 def _per_model(d: Dictionary, f: Float[Array, "R L"]) -> Float[Array, "R *ML"]:

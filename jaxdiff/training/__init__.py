@@ -1,1 +1,46 @@
-"""Training of dictionaries."""
+"""Training of dictionaries: state, step, loop, and the inference threshold."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxdiff.training.calibrate import Evaluation as Evaluation
+    from jaxdiff.training.calibrate import Validation as Validation
+    from jaxdiff.training.calibrate import calibrate as calibrate
+    from jaxdiff.training.calibrate import evaluate as evaluate
+    from jaxdiff.training.fit import fit as fit
+    from jaxdiff.training.loop import TrainResult as TrainResult
+    from jaxdiff.training.loop import read_result as read_result
+    from jaxdiff.training.loop import train as train
+    from jaxdiff.training.state import TrainState as TrainState
+    from jaxdiff.training.step import Info as Info
+    from jaxdiff.training.step import train_step as train_step
+
+# Optax is imported by the first use of a name that needs it.
+_HOMES = {
+    "Evaluation": "calibrate",
+    "Info": "step",
+    "TrainResult": "loop",
+    "TrainState": "state",
+    "Validation": "calibrate",
+    "calibrate": "calibrate",
+    "evaluate": "calibrate",
+    "fit": "fit",
+    "read_result": "loop",
+    "train": "loop",
+    "train_step": "step",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

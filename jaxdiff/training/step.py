@@ -1,6 +1,5 @@
-"""One training step, as a pure function and as the compiled, donated, sharded one."""
+"""One training step, as a pure function."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax

@@ -1,0 +1,65 @@
+"""Trains in a folder, and kills itself the hard way at a given moment: see test_resume."""
+
+import os
+import pathlib
+import signal
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import memory_source
+
+from jaxdiff import checkpoint
+from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.training import train
+
+CONFIG = DictionaryConfig(latents=16, k=2, k_start=4.0, k_anneal=20, dead_after=100)
+TRAIN = TrainConfig(steps=30, batch=32, lr=1e-2, warmup=3, checkpoint_every=7, log_every=2)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(folder, moment):
+    source = memory_source.gaussian_source()
+    if moment.startswith("batch"):
+        plain = memory_source.Batches.__next__
+
+        def next_batch(self):
+            if self.at == int(moment[5:]):
+                die()
+            return plain(self)
+
+        memory_source.Batches.__next__ = next_batch
+    if moment.startswith("save"):
+        from orbax.checkpoint import v1 as ocp
+
+        save, seen = ocp.save, []
+
+        def save_and_die(path, *args, **kwargs):
+            seen.append(path)
+            if len(seen) == 2 and moment == "save-before":
+                response = ocp.save_async(path, *args, **kwargs)
+                die()
+                response.result()
+            save(path, *args, **kwargs)
+            if len(seen) == 2 and moment == "save-after":
+                die()
+
+        ocp.save = save_and_die
+    if moment == "remove":
+        remove, seen = checkpoint._remove, []
+
+        def remove_and_die(path):
+            os.replace(path, path.with_name(path.name + ".removed"))
+            die()
+
+        checkpoint._remove = remove_and_die
+    if moment == "result":
+        checkpoint.remove = lambda folder: die()
+    train(CONFIG, TRAIN, source, source.in_order, folder=pathlib.Path(folder), seed=3)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
