@@ -4,7 +4,6 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from jaxdiff.config import SourceConfig
 from jaxdiff.errors import JaxdiffError
@@ -15,11 +14,8 @@ from jaxdiff.text._parquet import ParquetSource
 EXTENSIONS = (".txt", ".jsonl", ".parquet")
 
 
-class Source(Protocol):
-    """Documents by index: a Grain random access source of `{"name", "text" | "messages"}`."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+Source = FileSource | HubSource | ParquetSource
+"""Documents by index, `{"name", "text" | "messages"}`: a Grain random access source."""
 
 
 def open_source(config: SourceConfig) -> list[Source]:
