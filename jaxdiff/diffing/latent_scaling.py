@@ -1,8 +1,8 @@
 """Latent Scaling: is a latent's concept really absent from the other model?
 
-Section 3.2 of arXiv:2504.02922. For latent j with direction d_j, the decoder of the model with the
-larger one (its own side; the paper has the fine-tuned model there), beta^m says how much of d_j
-model m's target contains when the latent fires, and nu = beta^other / beta^own:
+Section 3.2 of arXiv:2504.02922. Let d_j be the decoder of latent j in the model where it is larger
+(the latent's own side; the fine-tuned model in the paper) and f_j its value there. beta^m says how
+much of d_j model m's target contains when the latent fires, and nu = beta^other / beta^own:
 
 * nu^r, target xhat^m: other latents rebuild the same direction on the other side (decoupling).
 * nu^eps, target x^m - xhat^m + f_j d_j^m: the other side's error still holds it (shrinkage).
@@ -87,27 +87,25 @@ def latent_scaling(
         Latent Scaling of every latent.
     """
     own = np.asarray(statistic.own)
-    overlap = np.asarray(statistic.overlap, np.float64)
     squared = np.asarray(statistic.direction, np.float64)
     squared = (squared * squared).sum(axis=1)
     energy = squared * sums.squares  # what the latent writes on its own side, squared
     safe = np.where(energy > 0, energy, np.nan)
     beta_r, beta_e = sums.reconstruction.T / safe[:, None], sums.error.T / safe[:, None]
-    written = overlap * sums.squares[:, None]
 
     r = _Ratio.of(sums.reconstruction, sums.resampled_reconstruction, own)
     e = _Ratio.of(sums.error, sums.resampled_error, own)
     reason = _reasons(energy, beta_r, beta_e, r, e, own)
     defined = (reason == "")[:, None]
-    other_overlap = written[np.arange(len(own)), 1 - own]
+    written_there = sums.written[1 - own, np.arange(len(own))]
     return LatentScaling(
         side=own,
         beta_reconstruction=beta_r,
         beta_error=beta_e,
-        beta_activation=beta_r + beta_e - written / safe[:, None],
+        beta_activation=beta_r + beta_e - sums.written.T / safe[:, None],
         nu_reconstruction=np.where(defined, r.interval(confidence), np.nan),
         nu_error=np.where(defined, e.interval(confidence), np.nan),
-        put_back=np.where(defined[:, 0], other_overlap / e.own_safe, np.nan),
+        put_back=np.where(defined[:, 0], written_there / e.own_safe, np.nan),
         sequences=r.effective_sequences(),
         reason=reason,
     )

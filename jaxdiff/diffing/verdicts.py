@@ -62,3 +62,44 @@ def verdicts(
         ["undecided", "exclusive", "shrunk", "decoupled", "shared", "shrunk"],
         default="undecided",
     )
+
+
+def reasons(
+    verdict: np.ndarray,
+    relative: Float[np.ndarray, " L"],
+    scaling: LatentScaling,
+    config: DiffConfig,
+) -> np.ndarray:
+    """Says in words why a latent is undecided; empty for the others.
+
+    Args:
+        verdict: What `verdicts` returned for the rest of the arguments.
+        relative: `relative_norm` of each latent.
+        scaling: Latent Scaling of the same latents.
+        config: Thresholds.
+
+    Returns:
+        A text for each latent.
+    """
+    t_r, t_e = config.nu_reconstruction, config.nu_error
+    _, low_r, high_r = scaling.nu_reconstruction.T
+    _, low_e, high_e = scaling.nu_error.T
+    straddles = ((low_r < t_r) & (high_r >= t_r)) | ((low_e <= t_e) & (high_e >= t_e))
+    between = (low_e > t_e) & (high_r < t_r)
+    return np.select(
+        [
+            verdict != "undecided",
+            scaling.reason != "",
+            scaling.sequences < config.min_sequences,
+            straddles,
+            between,
+        ],
+        [
+            "",
+            scaling.reason,
+            f"fewer than {config.min_sequences:g} effective sequences carry it",
+            "an interval straddles a threshold",
+            "the other model has it at a lower gain",
+        ],
+        default="its two decoders point apart",
+    )

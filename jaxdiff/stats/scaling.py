@@ -24,17 +24,19 @@ _POISSON = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 10)])).astype(np.
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ScalingState:
-    """Running sums over rows; f is the latent on its own side, d the direction.
+    """Running sums over rows; f^m is the latent in model m, f on its own side, d the direction.
 
     Attributes:
         squares: Sum of f^2.
+        written: Sum of f <d, f^m d^m>: what the latent's own decoder writes to each model.
         reconstruction: Sum of f <d, xhat^m>.
-        error: Sum of f <d, x^m - xhat^m + f d^m>: the error with the latent put back.
+        error: Sum of f <d, x^m - xhat^m + f^m d^m>: the error with the latent put back.
         resampled_reconstruction: `reconstruction` under each resample of the sequences.
         resampled_error: `error` under each resample.
     """
 
     squares: Sum
+    written: Sum
     reconstruction: Sum
     error: Sum
     resampled_reconstruction: Float[Array, "S M L"]
@@ -46,6 +48,7 @@ class ScalingSums:
     """`ScalingState` on the host in float64."""
 
     squares: Float[np.ndarray, " L"]
+    written: Float[np.ndarray, "M L"]
     reconstruction: Float[np.ndarray, "M L"]
     error: Float[np.ndarray, "M L"]
     resampled_reconstruction: Float[np.ndarray, "S M L"]
@@ -77,6 +80,7 @@ class Scaling:
         resampled = jnp.zeros((self.resamples, models, latents), jnp.float32)
         return ScalingState(
             squares=compensated.zero(latents),
+            written=compensated.zero(models, latents),
             reconstruction=compensated.zero(models, latents),
             error=compensated.zero(models, latents),
             resampled_reconstruction=resampled,
@@ -89,11 +93,13 @@ class Scaling:
         weights = resample_weights(batch.sequences, self.resamples, key=self.key)
         project = lambda y: jnp.matmul(y, self.direction.T, precision="highest")  # noqa: E731
         resample = lambda c: jnp.matmul(weights, c, precision="highest")  # noqa: E731
-        reconstruction, error, many_reconstruction, many_error = [], [], [], []
+        written, reconstruction, error, many_reconstruction, many_error = [], [], [], [], []
         for model in range(self.overlap.shape[1]):
             xhat = batch.reconstruction[:, model]
+            w = f * codes_of(batch.f, model) * self.overlap[None, :, model]
             r = f * project(xhat)
-            e = f * (project(batch.x[:, model] - xhat) + f * self.overlap[None, :, model])
+            e = f * project(batch.x[:, model] - xhat) + w
+            written.append(w.sum(axis=0))
             reconstruction.append(r.sum(axis=0))
             error.append(e.sum(axis=0))
             many_reconstruction.append(resample(r))
@@ -102,6 +108,7 @@ class Scaling:
         # The resampled sums only set the ends of intervals: plain float32 is enough for those.
         return ScalingState(
             squares=compensated.add(state.squares, (f * f).sum(axis=0)),
+            written=compensated.add(state.written, stack(written)),
             reconstruction=compensated.add(state.reconstruction, stack(reconstruction)),
             error=compensated.add(state.error, stack(error)),
             resampled_reconstruction=state.resampled_reconstruction + stack(many_reconstruction),
@@ -112,6 +119,7 @@ class Scaling:
         """Joins the sums of two shards of the rows."""
         return ScalingState(
             squares=compensated.merge(a.squares, b.squares),
+            written=compensated.merge(a.written, b.written),
             reconstruction=compensated.merge(a.reconstruction, b.reconstruction),
             error=compensated.merge(a.error, b.error),
             resampled_reconstruction=a.resampled_reconstruction + b.resampled_reconstruction,
@@ -122,6 +130,7 @@ class Scaling:
         """Brings the sums to the host."""
         return ScalingSums(
             squares=compensated.value(state.squares),
+            written=compensated.value(state.written),
             reconstruction=compensated.value(state.reconstruction),
             error=compensated.value(state.error),
             resampled_reconstruction=np.asarray(state.resampled_reconstruction, np.float64),
@@ -134,6 +143,11 @@ def own_codes(f: Float[Array, "R *ML"], own: Int[Array, " L"]) -> Float[Array, "
     if f.ndim == 2:
         return f
     return jnp.take_along_axis(f, own[None, None, :], axis=1)[:, 0]
+
+
+def codes_of(f: Float[Array, "R *ML"], model: int) -> Float[Array, "R L"]:
+    """Returns each latent's value in one model."""
+    return f if f.ndim == 2 else f[:, model]
 
 
 def resample_weights(

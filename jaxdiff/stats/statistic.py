@@ -14,6 +14,7 @@ from jaxdiff.dictionaries import Dictionary
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.mesh import DATA, sharding
 from jaxdiff.progress import progress
+from jaxdiff.stats.blocks import pad
 from jaxdiff.stats.encoded import Encoded, encode
 from jaxdiff.types import ActivationBatch
 
@@ -85,7 +86,7 @@ def fold(
     constants = (statistics, dictionary, jnp.asarray(mean), jnp.asarray(scale))
     states = _init(statistics)
     if mesh is not None:
-        constants, states = jax.device_put((constants, states), sharding(mesh))
+        constants, states = _spread(constants, mesh), _spread(states, mesh)
     start = 0
     with progress(title, total, "tokens") as advance:
         for batch in batches:
@@ -94,25 +95,11 @@ def fold(
             states, v = _step(constants, states, placed, jnp.int32(start), codes=bool(watch))
             for see in watch:
                 see(batch, np.asarray(v)[:rows])
+            advance(rows if total is None else min(rows, total - start))
             start += rows
-            advance(rows)
     if start == 0:
         raise JaxdiffError("there are no activations to measure", fix="raise text.test_sequences")
     return {name: statistic.finalize(states[name]) for name, statistic in statistics.items()}
-
-
-def split(batch: ActivationBatch, size: int) -> Iterable[ActivationBatch]:
-    """Cuts activations that are in memory into blocks of `size` rows, the last one padded.
-
-    Args:
-        batch: Any number of rows.
-        size: Rows in a block.
-
-    Yields:
-        Blocks; padding rows have mask False.
-    """
-    for start in range(0, len(batch.mask), size):
-        yield _pad(jax.tree.map(lambda a: np.asarray(a)[start : start + size], batch), size)  # noqa: B023
 
 
 # Compiled, so that no two leaves share a buffer: a buffer cannot be donated twice.
@@ -132,15 +119,14 @@ def _step(
     return states, encoded.v if codes else None
 
 
+def _spread(tree: Any, mesh: Mesh) -> Any:
+    """Copies to all devices of the mesh what is not laid out over it already."""
+    whole = sharding(mesh)
+    here = lambda a: isinstance(a, jax.Array) and a.sharding.device_set == whole.device_set  # noqa: E731
+    return jax.tree.map(lambda a: a if here(a) else jax.device_put(a, whole), tree)
+
+
 def _place(batch: ActivationBatch, mesh: Mesh) -> ActivationBatch:
     parts = mesh.shape[DATA]
     rows = -(-len(batch.mask) // parts) * parts
-    return jax.device_put(_pad(batch, rows), sharding(mesh, DATA))
-
-
-def _pad(batch: ActivationBatch, rows: int) -> ActivationBatch:
-    missing = rows - len(batch.mask)
-    if missing == 0:
-        return batch
-    grow = lambda a: np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)])  # noqa: E731
-    return jax.tree.map(lambda a: grow(np.asarray(a)), batch)
+    return jax.device_put(pad(batch, rows), sharding(mesh, DATA))
