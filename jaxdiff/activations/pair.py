@@ -1,0 +1,83 @@
+"""The models that are harvested together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxdiff.errors import JaxdiffError
+from jaxdiff.models import LM, canonical_site, sites
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Models that read the same tokens: base and fine-tuned, or one alone for an SAE.
+
+    Attributes:
+        models: M models; their configs may differ where activations and vocabulary do not.
+        base_token_map: Token ids that are replaced before the first model reads them.
+        names: What messages call the models.
+    """
+
+    models: tuple[LM, ...]
+    base_token_map: Mapping[int, int] = field(default_factory=dict)
+    names: tuple[str, ...] = ("base", "ft")
+
+    def tokens(self, tokens: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "M B T"]:
+        """Returns the tokens that each model reads.
+
+        Raises:
+            JaxdiffError: If a token is not in the models' vocabulary.
+        """
+        vocab = self.models[0].spec.vocab_size
+        if tokens.size and (tokens.max() >= vocab or tokens.min() < 0):
+            raise JaxdiffError(
+                f"token {tokens.max()} is not in the models' vocabulary of {vocab} tokens",
+                where="tokenizer",
+                fix="use the models' own tokenizer",
+            )
+        table = np.arange(vocab, dtype=np.int32)
+        table[list(self.base_token_map)] = list(self.base_token_map.values())
+        return np.stack([table[tokens], *[tokens.astype(np.int32)] * (len(self.models) - 1)])
+
+
+def check_pair(pair: ModelPair, site: str) -> tuple[str, tuple[int, int]]:
+    """Checks that the models can be compared at a site, before anything is compiled.
+
+    Returns:
+        The canonical name of the site, and the shape (M, D) of one row of activations there.
+
+    Raises:
+        JaxdiffError: If vocabularies or widths differ, a model has no such site, its activations
+            are no vectors, or `base_token_map` leaves the vocabulary.
+    """
+    specs = [lm.spec for lm in pair.models]
+    vocabs = [spec.vocab_size for spec in specs]
+    if len(set(vocabs)) > 1:
+        raise JaxdiffError(
+            f"the models have different vocabularies: {_list(pair, vocabs)} tokens",
+            where="models",
+            fix="compare models that share a tokenizer",
+        )
+    names = [canonical_site(spec, site) for spec in specs]
+    shapes = [sites(spec)[name] for spec, name in zip(specs, names, strict=True)]
+    if len(set(shapes)) > 1 or len(set(names)) > 1:
+        raise JaxdiffError(
+            f"the models have activations of different shape at {site}: {_list(pair, shapes)}",
+            where="models",
+            fix="compare models of the same width",
+        )
+    if len(shapes[0]) != 1:
+        raise JaxdiffError(f"activations at {site} are no vectors: {shapes[0]}", where="site")
+    outside = [t for item in pair.base_token_map.items() for t in item if not 0 <= t < vocabs[0]]
+    if outside:
+        raise JaxdiffError(
+            f"token {outside[0]} is not in the models' vocabulary of {vocabs[0]} tokens",
+            where="models.base_token_map",
+        )
+    return names[0], (len(specs), shapes[0][0])
+
+
+def _list(pair: ModelPair, values: list) -> str:
+    return ", ".join(f"{n} {v}" for n, v in zip(pair.names, values, strict=False))
