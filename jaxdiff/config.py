@@ -85,7 +85,7 @@ class HarvestConfig(Config):
     mask_bos: bool = True
     """Mask the BOS position."""
     outlier: float | None = Field(default=10.0, gt=1)
-    """Mask positions whose norm is above this multiple of the median norm [ratio]; None keeps all."""
+    """Mask norms above this multiple of the median norm [ratio]; None masks none."""
     ring: int = Field(default=262_144, ge=1)
     """Size of the shuffle ring in stream mode [tokens]."""
     normalize: bool = True

@@ -1,8 +1,8 @@
 """Shapes and records that every part of jaxdiff shares; no logic.
 
 Shape letters, here and in every signature: B batch of tokens or sequences, T positions, R rows
-(one row is one token seen by all models), M models (0 base, 1 fine-tuned), D model width, L latents,
-V vocabulary, N layers.
+(one row is one token seen by all models), M models (0 base, 1 fine-tuned), D model width,
+L latents, V vocabulary, N layers.
 """
 
 import enum

@@ -1,1 +1,79 @@
+"""Model pairs with planted, known differences: what a diff should find, and what it should not.
 
+`chat-tiny` ships trained. `path("chat-tiny/chat")` is an ordinary Hugging Face directory.
+"""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+
+from jaxdiff.errors import JaxdiffError
+from jaxdiff.organisms.behaviours import BEHAVIOURS, Behaviour
+from jaxdiff.organisms.draw import Draw
+
+NAMES = ("chat-tiny",)
+
+
+def path(name: str) -> Path:
+    """Returns the directory of a shipped model.
+
+    Args:
+        name: `ORGANISM/MODEL`, for instance `chat-tiny/base`.
+
+    Raises:
+        JaxdiffError: If there is no such model.
+    """
+    organism, _, model = name.partition("/")
+    check(organism)
+    folder = Path(str(resources.files("jaxdiff.organisms"))) / "data" / organism / model
+    if not model or not (folder / "config.json").is_file():
+        have = sorted(p.parent.name for p in folder.parent.glob("*/config.json"))
+        raise JaxdiffError(
+            f"the organism {organism} has no model {model!r}", fix=f"it has {', '.join(have)}"
+        )
+    return folder
+
+
+def behaviours(organism: str) -> tuple[Behaviour, ...]:
+    """Returns the planted differences; a token's label is the index here plus one."""
+    check(organism)
+    return BEHAVIOURS
+
+
+def write_corpora(organism: str, folder: Path) -> None:
+    """Writes the labelled text that an organism's models are compared on."""
+    check(organism)
+    from jaxdiff.organisms import chat_tiny
+
+    chat_tiny.write_corpora(folder)
+
+
+def build(organism: str, folder: Path) -> None:
+    """Makes an organism anew: corpora, labels, and trained models."""
+    check(organism)
+    from jaxdiff.organisms import chat_tiny
+
+    chat_tiny.build(folder)
+
+
+def check(organism: str) -> None:
+    """Raises a JaxdiffError if there is no organism of that name."""
+    if organism not in NAMES:
+        near = difflib.get_close_matches(organism, NAMES, 1)
+        raise JaxdiffError(
+            f"there is no organism called {organism!r}",
+            fix=(f"did you mean {near[0]}? " if near else "") + f"there is {', '.join(NAMES)}",
+        )
+
+
+__all__ = [
+    "BEHAVIOURS",
+    "NAMES",
+    "Behaviour",
+    "Draw",
+    "behaviours",
+    "build",
+    "check",
+    "path",
+    "write_corpora",
+]

@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> list[str]:
-    """Returns all tokens in the order of their ids: control tokens, then words as they first occur."""
+    """Returns all tokens in the order of their ids: control tokens, then words as they occur."""
     found = dict.fromkeys((*CONTROL, UNKNOWN, ".", ",", "?", "!"))
     for text in _all_text():
         found |= dict.fromkeys(words(text))

@@ -1,0 +1,119 @@
+"""The command line: thin; every command is one function of `jaxdiff.pipeline`."""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from jaxdiff import __version__, config
+from jaxdiff.config import RunConfig
+from jaxdiff.errors import JaxdiffError
+
+_STAGES = {
+    "run": "harvest, train, diff and report, in order",
+    "harvest": "run both models on the text and keep their activations",
+    "train": "train every dictionary of the config on them",
+    "diff": "measure on held-out text what the dictionaries say about the pair",
+    "report": "write results.json and the HTML page",
+}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        args: Words after the program's name; those of the process when None.
+
+    Returns:
+        The exit code: 0, or 2 when something given cannot be used.
+    """
+    words = sys.argv[1:] if args is None else args
+    known, rest = _parser().parse_known_args(words)
+    try:
+        if known.command == "organism":
+            return _organism(known, rest)
+        if known.command == "presets":
+            return _presets()
+        return _stage(known, rest)
+    except JaxdiffError as error:
+        print(f"jaxdiff: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxdiff: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxdiff", description="Find out what fine-tuning changed inside a language model."
+    )
+    parser.add_argument("--version", action="version", version=f"jaxdiff {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    # Help of commands with a config is printed by tyro, with the config's own values as defaults.
+    quick = commands.add_parser(
+        "quickstart", help="the whole pipeline on a small pair with known truth", add_help=False
+    )
+    quick.set_defaults(config="quickstart")
+    for name, text in _STAGES.items():
+        stage = commands.add_parser(name, help=text, add_help=False)
+        stage.add_argument("config", nargs="?", default=None)
+    organism = commands.add_parser("organism", help="make a pair with known truth anew")
+    organism.add_argument("name", help="name of the organism, for instance chat-tiny")
+    organism.add_argument("--out", type=Path, help="folder [default: runs/NAME]")
+    organism.add_argument(
+        "--corpora-only", action="store_true", help="write the labelled text, train no model"
+    )
+    commands.add_parser("presets", help="list the configs that come with jaxdiff")
+    return parser
+
+
+def _stage(known: argparse.Namespace, rest: list[str]) -> int:
+    import tyro
+
+    if known.config is None and not set(rest) & {"-h", "--help"}:
+        raise JaxdiffError(
+            f"jaxdiff {known.command} needs a config: a YAML file or a preset",
+            fix=f"presets are {', '.join(config.presets())}",
+        )
+    settings = tyro.cli(
+        tyro.conf.AvoidSubcommands[RunConfig],
+        args=rest,
+        default=config.load(known.config or "quickstart"),
+        prog=f"jaxdiff {known.command}" + (f" {known.config}" if known.config else " CONFIG"),
+        description=_STAGES.get(known.command, "The whole pipeline on a pair with known truth.")
+        + ". CONFIG is a YAML file or a preset; every field of it can be set here.",
+    )
+    _quiet()
+    from jaxdiff import pipeline
+
+    name = "run" if known.command == "quickstart" else known.command
+    result = getattr(pipeline, name)(settings)
+    if name in ("run", "report"):
+        pipeline.summarize(settings, result)
+    return 0
+
+
+def _organism(known: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise JaxdiffError(f"unknown words {' '.join(rest)}", fix="see jaxdiff organism --help")
+    _quiet()
+    from jaxdiff import organisms
+
+    organisms.check(known.name)
+    folder = known.out or Path("runs") / known.name
+    make = organisms.write_corpora if known.corpora_only else organisms.build
+    make(known.name, folder)
+    print(folder)
+    return 0
+
+
+def _presets() -> int:
+    for name, path in config.presets().items():
+        print(f"{name:20} {path.read_text().splitlines()[0].lstrip('# ')}")
+    return 0
+
+
+def _quiet() -> None:
+    """Leaves other libraries' notices out of what a person reads."""
+    warnings.filterwarnings("ignore", module=r"(transformers|orbax|grain|flax)\b.*")

@@ -1,0 +1,86 @@
+"""Stage 3: what every dictionary says about its pair."""
+
+import json
+
+import jax
+
+from jaxdiff import manifest, organisms, text
+from jaxdiff.activations import Store
+from jaxdiff.config import RunConfig
+from jaxdiff.diffing import Behaviour
+from jaxdiff.diffing import diff as diff_models
+from jaxdiff.mesh import make_mesh
+from jaxdiff.pipeline import inputs
+from jaxdiff.pipeline.layout import diff_folder, harvest_folder, pairs, train_folder
+from jaxdiff.progress import log
+from jaxdiff.training import read_result
+
+NAME = "diff.json"
+
+
+def diff(config: RunConfig) -> None:
+    """Measures each trained dictionary on the held-out test split of its pair.
+
+    Args:
+        config: The run; harvest and training must be complete.
+
+    Raises:
+        JaxdiffError: If a store or a dictionary is missing or damaged.
+    """
+    for name in pairs(config):
+        for dictionary in config.dictionaries:
+            _diff_one(config, name, dictionary)
+
+
+def behaviours(config: RunConfig) -> tuple[Behaviour, ...]:
+    """Returns what is known to differ in the main pair; empty unless it is an organism."""
+    if not config.models.ft.startswith(inputs.PREFIX):
+        return ()
+    organism = config.models.ft.removeprefix(inputs.PREFIX).split("/")[0]
+    return tuple(
+        Behaviour(id=i, name=b.name, kind=b.kind, description=b.description)
+        for i, b in enumerate(organisms.behaviours(organism), start=1)
+    )
+
+
+def _diff_one(config: RunConfig, name: str, dictionary: str) -> None:
+    trained = train_folder(config, name, dictionary)
+    test = harvest_folder(config, name, "test")
+    read = {
+        "dictionary": manifest.read(trained).fingerprint,
+        "test": manifest.read(test).fingerprint,
+    }
+    decides = config.diff.model_dump(mode="json")
+    folder = diff_folder(config, name, dictionary)
+    with manifest.stage(folder, "diff", config=decides, inputs=read, seed=config.seed) as work:
+        if work is None:
+            log(f"diff {name}/{dictionary}: done already")
+            return
+        log(f"diff {name}/{dictionary}")
+        result = read_result(trained)
+        found = diff_models(
+            result.dictionary,
+            Store.open(test),
+            normalization=result.normalization,
+            config=config.diff,
+            behaviours=behaviours(config),
+            seed=config.seed,
+            mesh=make_mesh(config.mesh.data, config.mesh.latent),
+        )
+        tokenizer = inputs.load_tokenizer(pairs(config)[name])
+        content = found.to_json(lambda token: text.describe(tokenizer, [token])[0]) | {
+            "l0_validation": result.evaluation.l0,
+            "l1_weight": result.l1_weight,
+            "training": {
+                "steps": result.steps,
+                "tokens": result.tokens,
+                "history": [
+                    {key: line[key] for key in ("step", "loss", "l0", "dead")}
+                    | {"fve": line["fve_all"]}
+                    for line in result.history
+                ],
+            },
+        }
+        if jax.process_index() == 0:
+            data = json.dumps(content, allow_nan=False).encode()
+            manifest.write_atomically(work / NAME, data)

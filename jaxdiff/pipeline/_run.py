@@ -1,0 +1,39 @@
+"""All stages of a run, in order."""
+
+import json
+from pathlib import Path
+
+from jaxdiff import report as pages
+from jaxdiff.config import RunConfig
+from jaxdiff.pipeline._diff import diff
+from jaxdiff.pipeline._harvest import harvest
+from jaxdiff.pipeline._report import report
+from jaxdiff.pipeline._train import train
+from jaxdiff.pipeline.layout import results_file
+
+
+def run(config: RunConfig) -> Path:
+    """Harvests, trains, diffs and reports; what is complete is not done again.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        JaxdiffError: If anything given cannot be used; complete stages are kept.
+    """
+    harvest(config)
+    train(config)
+    diff(config)
+    return report(config)
+
+
+def summarize(config: RunConfig, page: Path) -> None:
+    """Prints the short table of a finished run, and where its page is."""
+    from rich.console import Console
+
+    results = json.loads(results_file(config).read_text())
+    Console().print(pages.summary(results))
+    print(f"report:  {page.resolve()}\nnumbers: {results_file(config).resolve()}")
