@@ -61,9 +61,11 @@ def train_step(
     (_, parts), gradient = objective(
         state.params, x, config=config, k=k, l1=l1, idle=state.idle, dtype=dtype
     )
-    updates, optimizer = make_optimizer(config, train).update(
-        gradient, state.optimizer, state.params
-    )
+    # Optax raises float32 decay rates to int32 counts, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimizer = make_optimizer(config, train).update(
+            gradient, state.optimizer, state.params
+        )
     idle = jnp.where(parts.fired, 0, jnp.minimum(state.idle + x.shape[0], _LONGEST_IDLE))
     new = TrainState(
         params=optax.apply_updates(state.params, updates),
@@ -72,7 +74,7 @@ def train_step(
         idle=idle,
         l1=update_l1(state.l1, parts.l0, state.step, config=config, train=train),
     )
-    return new, _info(parts, idle, optax.global_norm(gradient), k, l1, config)
+    return new, _info(parts, idle, optax.tree.norm(gradient), k, l1, config)
 
 
 def _info(parts: Parts, idle, gradient_norm, k, l1, config: DictionaryConfig) -> Info:

@@ -48,11 +48,11 @@ def test_rows_are_independent():
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_one_value_everywhere(value):
     keys = np.full((4, 8), value, np.float32)
-    np.testing.assert_array_equal(largest(keys, jnp.int32(11)), brute_force(keys, 11))
+    np.testing.assert_array_equal(largest(jnp.asarray(keys), jnp.int32(11)), brute_force(keys, 11))
 
 
 def test_infinity_is_selected_and_nan_is_not():
-    keys = np.array([[1.0, np.nan, np.inf, -np.inf]], np.float32)
+    keys = jnp.array([[1.0, jnp.nan, jnp.inf, -jnp.inf]])
     np.testing.assert_array_equal(largest(keys, jnp.int32(1)), [[False, False, True, False]])
     np.testing.assert_array_equal(largest(keys, jnp.int32(4)), [[True, False, True, False]])
 
