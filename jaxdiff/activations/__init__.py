@@ -42,7 +42,21 @@ _HOMES = {
     "write_store": "write",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "ActivationSource",
+    "BatchIterator",
+    "Harvest",
+    "ModelPair",
+    "Moments",
+    "Normalization",
+    "Recorded",
+    "Store",
+    "StoreSource",
+    "StreamSource",
+    "harvest",
+    "scan",
+    "write_store",
+]
 
 
 def __getattr__(name: str) -> Any:

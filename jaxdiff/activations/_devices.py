@@ -9,6 +9,7 @@ from jaxtyping import Array, Shaped
 from jaxdiff.activations.normalization import Moments
 from jaxdiff.mesh import DATA, LATENT, sharding
 from jaxdiff.models import LM
+from jaxdiff.types import HostOrDevice
 
 # A forward pass has no latents to split: the rows use the devices of both axes. So every process
 # has rows of its own, whatever the shape of the mesh.
@@ -26,13 +27,13 @@ def rows_multiple(mesh: Mesh | None) -> int:
 
 
 def place_rows(
-    array: Shaped[np.ndarray, "..."], mesh: Mesh | None, axis: int = 0
-) -> Shaped[np.ndarray | Array, "..."]:
+    array: Shaped[HostOrDevice, "..."], mesh: Mesh | None, axis: int = 0
+) -> Shaped[HostOrDevice, "..."]:
     """Returns the array of all processes' rows, split over the devices; unchanged without mesh."""
     if mesh is None:
         return array
     where = NamedSharding(mesh, PartitionSpec(*[None] * axis, _ROWS))
-    return jax.make_array_from_process_local_data(where, array)
+    return jax.make_array_from_process_local_data(where, np.asarray(array))
 
 
 def place_models(models: tuple[LM, ...], mesh: Mesh | None) -> tuple[LM, ...]:

@@ -116,7 +116,7 @@ class Harvest:
         count, mean, m2, mask, finite, x = map(
             local_rows, (seen.count, seen.mean, seen.m2, seen.mask, seen.finite, seen.x)
         )
-        valid = batch.sequences.reshape(-1) >= 0
+        valid = np.asarray(batch.sequences).reshape(-1) >= 0
         self._check_finite(batch, finite[: len(batch.tokens)].reshape(valid.size, -1), valid)
         self.moments = self.moments.merge(count, mean, m2)
 

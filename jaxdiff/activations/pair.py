@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, canonical_site, sites
+from jaxdiff.types import HostOrDevice
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ModelPair:
     base_token_map: Mapping[int, int] = field(default_factory=dict)
     names: tuple[str, ...] = ("base", "ft")
 
-    def tokens(self, tokens: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "M B T"]:
+    def tokens(self, tokens: Int[HostOrDevice, "B T"]) -> Int[np.ndarray, "M B T"]:
         """Returns the tokens that each model reads.
 
         Raises:
@@ -37,9 +38,10 @@ class ModelPair:
                 where="tokenizer",
                 fix="use the models' own tokenizer",
             )
+        tokens = np.asarray(tokens, np.int32)
         table = np.arange(vocab, dtype=np.int32)
         table[list(self.base_token_map)] = list(self.base_token_map.values())
-        return np.stack([table[tokens], *[tokens.astype(np.int32)] * (len(self.models) - 1)])
+        return np.stack([table[tokens], *[tokens] * (len(self.models) - 1)])
 
 
 def check_pair(pair: ModelPair, site: str) -> tuple[str, tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Where a trainer gets its activations from: one interface, and its form for a store."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -17,7 +17,7 @@ from jaxdiff.types import ActivationBatch
 class BatchIterator(Protocol):
     """Batches of activations; its position can be saved as JSON and restored."""
 
-    def __iter__(self) -> Self: ...  # noqa: D105
+    def __iter__(self) -> Iterator[ActivationBatch]: ...  # noqa: D105
     def __next__(self) -> ActivationBatch: ...  # noqa: D105
     def get_state(self) -> dict[str, Any]: ...  # noqa: D102
     def set_state(self, state: dict[str, Any]) -> None: ...  # noqa: D102

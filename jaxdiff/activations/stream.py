@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import grain
 import jax
@@ -12,7 +11,7 @@ from jaxdiff.activations._devices import everywhere, merge_processes, place_mode
 from jaxdiff.activations._harvest import harvest
 from jaxdiff.activations._ring import Feed, Ring
 from jaxdiff.activations.normalization import Normalization
-from jaxdiff.activations.pair import ModelPair
+from jaxdiff.activations.pair import ModelPair, check_pair
 from jaxdiff.config import HarvestConfig
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.types import ActivationBatch, TokenBatch
@@ -57,27 +56,23 @@ class StreamSource:
         normalization: Normalization | None = None,
         warmup: int = WARMUP,
     ):
+        _, self.shape = check_pair(pair, site)
         _check_mesh(mesh)
         pair = replace(pair, models=place_models(pair.models, mesh))
         self._harvest = lambda: harvest(pair, batches, site, config=config, mesh=mesh)
         self._config = config
         self._lockstep = spans_processes(mesh)
-        self._given = normalization
+        self._normalization = normalization
+        if normalization is None and not config.normalize:
+            self._normalization = Normalization.identity(self.shape)
         self._warmup = warmup
-        self.shape: tuple[int, int] = self._harvest().shape
 
-    @cached_property
+    @property
     def normalization(self) -> Normalization:
-        """Returns the one given, or estimates it; the identity if `config.normalize` is off."""
-        if self._given is not None:
-            return self._given
-        if not self._config.normalize:
-            return Normalization.identity(self.shape)
-        rows = self._harvest()
-        for _ in rows:
-            if everywhere(rows.moments.count >= self._warmup, self._lockstep):
-                break
-        return merge_processes(rows.moments).normalization()
+        """Returns the one given, or estimates it once; the identity if `normalize` is off."""
+        if self._normalization is None:
+            self._normalization = self._estimate()
+        return self._normalization
 
     def batches(self, batch: int, *, seed: int, epochs: int | None = None) -> Ring:
         """Yields shuffled batches; this process's part of each (see `ActivationSource`).
@@ -99,6 +94,13 @@ class StreamSource:
     def in_order(self) -> Iterator[ActivationBatch]:
         """Yields all rows, masked ones too, once and in document order."""
         return iter(self._harvest())
+
+    def _estimate(self) -> Normalization:
+        rows = self._harvest()
+        for _ in rows:
+            if everywhere(rows.moments.count >= self._warmup, self._lockstep):
+                break
+        return merge_processes(rows.moments).normalization()
 
 
 def _check_mesh(mesh: Mesh | None) -> None:
