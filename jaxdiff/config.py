@@ -43,7 +43,7 @@ class SourceConfig(Config):
     """One corpus."""
 
     path: str
-    """.txt, .jsonl or .parquet file, folder of them, organism:NAME/CORPUS, or hf:DATASET."""
+    """File (.txt, .jsonl, .parquet), folder of them, organism:NAME/CORPUS, or hf:NAME[:CONFIG]."""
     split: str = "train"
     """Split of a Hugging Face dataset; unused for files."""
     column: str | None = None
@@ -189,7 +189,7 @@ class RunConfig(Config):
     """Folder of the run; stages that are complete there are not done again."""
     models: PairConfig
     """The pair to compare."""
-    null: PairConfig | None = None
+    null_pair: PairConfig | None = None
     """A pair with nothing to find, put through the same pipeline; None leaves it out."""
     site: str = "blocks.13.resid_post"
     """Where activations are read."""
@@ -255,7 +255,7 @@ def parse(content: dict[str, Any], *, where: object = "config") -> RunConfig:
         JaxdiffError: As `load` does.
     """
     try:
-        return RunConfig(**content)
+        return RunConfig.model_validate(content)
     except pydantic.ValidationError as error:
         problems = [_explain(e) for e in error.errors()]
         raise JaxdiffError(

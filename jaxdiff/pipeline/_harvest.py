@@ -21,31 +21,33 @@ def harvest(config: RunConfig) -> None:
     Raises:
         JaxdiffError: If models, text or site cannot be used, or the disk is full.
     """
+    splits = SPLITS if config.harvest.mode == "store" else SPLITS[1:]
     for name, pair in pairs(config).items():
         read = inputs.fingerprints(config, pair)
-        loaded = None
-        for split in SPLITS:
-            if config.harvest.mode == "stream" and split == "train":
-                continue
-            folder = harvest_folder(config, name, split)
-            with manifest.stage(
-                folder, "harvest", config=settings(config, pair, split), inputs=read, seed=config.seed
-            ) as work:
-                if work is None:
-                    log(f"harvest {name}/{split}: done already")
-                    continue
-                mesh = make_mesh(config.mesh.data, config.mesh.latent)
-                loaded = loaded or inputs.load_pair(pair, mesh)
-                start, stop = text.splits(inputs.resolve_text(config))[split]
-                rows = harvest_rows(
-                    loaded,
-                    token_batches(config, pair, start, stop),
-                    config.site,
-                    config=config.harvest,
-                    mesh=mesh,
-                )
-                with progress(f"harvest {name}/{split}", stop - start, "documents") as advance:
-                    write_store(work, rows, config=config.harvest, advance=advance)
+        for split in splits:
+            _harvest_split(config, name, pair, split, read)
+
+
+def _harvest_split(
+    config: RunConfig, name: str, pair: PairConfig, split: str, read: dict[str, str]
+) -> None:
+    folder = harvest_folder(config, name, split)
+    decides = settings(config, pair, split)
+    with manifest.stage(folder, "harvest", config=decides, inputs=read, seed=config.seed) as work:
+        if work is None:
+            log(f"harvest {name}/{split}: done already")
+            return
+        mesh = make_mesh(config.mesh.data, config.mesh.latent)
+        start, stop = text.splits(inputs.resolve_text(config))[split]
+        rows = harvest_rows(
+            inputs.load_pair(pair, mesh),
+            token_batches(config, pair, start, stop),
+            config.site,
+            config=config.harvest,
+            mesh=mesh,
+        )
+        with progress(f"harvest {name}/{split}", stop - start, "documents") as advance:
+            write_store(work, rows, config=config.harvest, advance=advance)
 
 
 def settings(config: RunConfig, pair: PairConfig, split: str) -> dict:
@@ -84,4 +86,3 @@ def token_batches(config: RunConfig, pair: PairConfig, start: int, stop: int):
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
     )
-

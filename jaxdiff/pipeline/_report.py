@@ -84,8 +84,8 @@ def collect(config: RunConfig) -> dict[str, Any]:
         },
         "pair": {"base": config.models.base, "ft": config.models.ft},
         "null_pair": None
-        if config.null is None
-        else {"base": config.null.base, "ft": config.null.ft},
+        if config.null_pair is None
+        else {"base": config.null_pair.base, "ft": config.null_pair.ft},
         "site": config.site,
         "roles": [role.name.lower() for role in Role],
         "behaviours": [asdict(b) for b in behaviours(config)],

@@ -31,7 +31,9 @@ def resolve_text(config: RunConfig) -> TextConfig:
 def load_pair(pair: PairConfig, mesh: Mesh) -> ModelPair:
     """Loads both models to the mesh."""
     dtype = jnp.dtype(pair.dtype)
-    both = tuple(models.load(resolve(name), dtype=dtype, mesh=mesh) for name in (pair.base, pair.ft))
+    both = tuple(
+        models.load(resolve(name), dtype=dtype, mesh=mesh) for name in (pair.base, pair.ft)
+    )
     return ModelPair(both, base_token_map=pair.base_token_map)
 
 

@@ -9,7 +9,7 @@ SPLITS = ("train", "validation", "test")
 
 def pairs(config: RunConfig) -> dict[str, PairConfig]:
     """Returns the pairs of a run: `main`, and `null` if there is one."""
-    null = {} if config.null is None else {"null": config.null}
+    null = {} if config.null_pair is None else {"null": config.null_pair}
     return {"main": config.models} | null
 
 

@@ -1,0 +1,106 @@
+"""The shape of the code base: who may import whom, and how light an import is."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = (
+    *(("errors",), ("types", "mesh", "config", "manifest", "checkpoint", "progress")),
+    *(("models",), ("edits",), ("text",), ("activations",), ("dictionaries",), ("training",)),
+    *(("stats",), ("diffing",), ("organisms",), ("report",), ("pipeline",), ("cli",)),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+# Leaves that any layer may use.
+LEAVES = {"kernels", "configs"}
+
+
+def _imported(path: Path) -> set[str]:
+    """Returns the parts of jaxdiff that a file imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {n.split(".")[1] for n in names if n.startswith("jaxdiff.")}
+    return found - {"__version__"}
+
+
+def _files() -> list[Path]:
+    return [
+        p
+        for p in sorted((ROOT / "jaxdiff").rglob("*.py"))
+        if p.name != "__init__.py" or p.parent.name != "jaxdiff"
+    ]
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path: Path):
+    own = path.relative_to(ROOT / "jaxdiff").parts[0].removesuffix(".py")
+    for name in _imported(path) - LEAVES - {own}:
+        assert name in RANK, f"{name} has no place in the order"
+        assert RANK[name] <= RANK[own], f"{own} is below {name} and must not import it"
+
+
+def test_dictionaries_do_not_know_models():
+    for path in (ROOT / "jaxdiff" / "dictionaries").glob("*.py"):
+        assert not _imported(path) & {"models", "text"}
+
+
+def test_kernels_are_a_leaf():
+    for path in (ROOT / "kernels").glob("*.py"):
+        assert not _imported(path) - LEAVES
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level <= 1, f"{path} reaches above its folder"
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {p.parent for p in (ROOT / "jaxdiff").rglob("__init__.py")}
+    names = {".".join(p.relative_to(ROOT).parts) for p in folders}
+    assert sorted(listed) == sorted(names | {"jaxdiff.kernels", "jaxdiff.configs"})
+
+
+def _run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_import_is_light():
+    heavy = "('flax', 'transformers', 'orbax', 'grain', 'tensorstore', 'optax', 'torch')"
+    parts = "activations config dictionaries diffing models organisms pipeline report stats text training"
+    code = (
+        "import sys, jaxdiff, importlib\n"
+        f"for part in '{parts}'.split(): importlib.import_module('jaxdiff.' + part)\n"
+        f"print([n for n in {heavy} if n in sys.modules])\n"
+        "from jax._src import xla_bridge\n"
+        "print(xla_bridge.backends_are_initialized())"
+    )
+    assert _run(code).splitlines() == ["[]", "False"]
+
+
+def test_import_adds_little_time():
+    code = (
+        "import time, jax\nt = time.perf_counter()\nimport jaxdiff\nprint(time.perf_counter() - t)"
+    )
+    # The best of three: other processes may be busy.
+    assert min(float(_run(code)) for _ in range(3)) < 0.3
+
+
+def test_transformers_is_not_misled_by_the_kernels_folder():
+    """Hugging Face probes for a package called kernels; from a checkout it finds ours."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import kernels, transformers\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "print(kernels.__version__)"
+    )
+    assert _run(code) == "0.0.0"
