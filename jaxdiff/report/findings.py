@@ -20,12 +20,14 @@ class Finding:
 
     Attributes:
         figure: The number that says it, for the eye.
+        caption: What the figure counts, and of which dictionaries, on two lines.
         text: One sentence.
         detail: What the sentence stands on.
         as_expected: Whether it is as the method's paper leads to expect; None when it says nothing.
     """
 
     figure: str
+    caption: str
     text: str
     detail: str
     as_expected: bool | None = None
@@ -47,10 +49,28 @@ def findings(results: _Results) -> list[Finding]:
     return [part for part in parts if part is not None]
 
 
-def found_of(dictionary: Mapping[str, Any], kind: str = "new") -> tuple[int, int]:
-    """Returns how many planted behaviours of a kind were found, and how many there are."""
-    rows = [row for row in dictionary["truth"] if row["kind"] == kind]
+def found_of(dictionary: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns how many planted new behaviours were found, and how many there are."""
+    rows = [row for row in dictionary["truth"] if row["kind"] != "gain"]
     return sum(row["found"] for row in rows), len(rows)
+
+
+def mistaken(row: Mapping[str, Any], auroc: float) -> bool:
+    """Returns whether a concept of both models, with changed gain, was taken for a new one.
+
+    Args:
+        row: Row of `truth`, kind gain.
+        auroc: AUROC from which a latent stands for a concept.
+    """
+    best = row["best_any"] or {"verdict": None, "auroc": None}
+    taken = best["verdict"] == "exclusive" and (best["auroc"] or 0) >= auroc
+    return row["found"] or taken
+
+
+def mistaken_of(dictionary: Mapping[str, Any], auroc: float) -> tuple[int, int]:
+    """Returns how many concepts of changed gain were taken for new, and how many there are."""
+    rows = [row for row in dictionary["truth"] if row["kind"] == "gain"]
+    return sum(mistaken(row, auroc) for row in rows), len(rows)
 
 
 def rejected(dictionary: Mapping[str, Any]) -> int:
@@ -81,16 +101,16 @@ def _behaviours(results: _Results) -> Finding | None:
     bar = results["config"]["diff"]["auroc"]
     detail = (
         "Found means: one latent with verdict exclusive separates the behaviour's tokens on "
-        f"held-out documents with AUROC at least {bar:g}. " + " ".join(missed)
+        f"held-out chats with AUROC at least {bar:g}. " + " ".join(missed)
     )
-    return Finding(f"{found} of {total}", text + ".", detail)
+    return Finding(f"{found} of {total}", f"behaviours found\n{name_of(first)}", text + ".", detail)
 
 
 def _missed(name: str, dictionary: Mapping[str, Any]) -> str:
     names = [
         row["behaviour"]
         for row in dictionary["truth"]
-        if row["kind"] == "new" and not row["found"]
+        if row["kind"] != "gain" and not row["found"]
     ]
     return f"{name_of(name)} misses {join(names) if names else 'none'}."
 
@@ -103,6 +123,7 @@ def _exclusives(results: _Results) -> Finding:
         parts.append(f"{kept:,} of {name_of(name)}'s {plural(total, 'fine-tune-only latent')}")
     return Finding(
         " · ".join(figures),
+        "exclusive\n" + _names(results["dictionaries"]),
         f"Latent Scaling confirms as exclusive {join(parts)}.",
         "No behaviour was planted in this pair, so there is no truth to compare with.",
     )
@@ -136,10 +157,11 @@ def _counts(results: _Results) -> Finding | None:
         text = f"{b} calls {many / few:.1f} times as many latents fine-tune-only as {a}: {pair}."
     expected = equal and many >= max(2 * few, 1)
     detail = f"{where} Fine-tune-only is a relative decoder norm of at least 0.9."
-    return Finding(f"{many:,} : {few:,}", text, detail, expected)
+    caption = f"fine-tune-only\n{b} : {a}"
+    return Finding(f"{many:,} : {few:,}", caption, text, detail, expected)
 
 
-def _l0(topk: float | None, l1: float | None, a: str, b: str) -> tuple[bool, str]:
+def _l0(topk: int | float | None, l1: int | float | None, a: str, b: str) -> tuple[bool, str]:
     if not topk or not l1:
         return False, "The L0 of a dictionary is zero or unknown: the counts do not compare."
     if max(topk, l1) <= (1 + _EQUAL_L0) * min(topk, l1):
@@ -166,7 +188,8 @@ def _rejected(results: _Results) -> Finding | None:
     other = results["dictionaries"][ordered[1]]
     text += f"; of {name_of(ordered[1])}'s, {rejected(other):,} of {other['counts']['ft_only']:,}."
     detail = " ".join(_verdicts(name, results["dictionaries"][name]) for name in ordered)
-    return Finding(f"{out:,} of {total:,}", text, detail, most)
+    caption = f"fine-tune-only rejected\n{name_of(ordered[0])}"
+    return Finding(f"{out:,} of {total:,}", caption, text, detail, most)
 
 
 def _verdicts(name: str, dictionary: Mapping[str, Any]) -> str:
@@ -176,18 +199,25 @@ def _verdicts(name: str, dictionary: Mapping[str, Any]) -> str:
 
 
 def _gains(results: _Results) -> Finding | None:
-    counts = {name: found_of(d, "gain") for name, d in results["dictionaries"].items()}
+    bar = results["config"]["diff"]["auroc"]
+    counts = {name: mistaken_of(d, bar) for name, d in results["dictionaries"].items()}
     total = max((of for _, of in counts.values()), default=0)
     if total == 0:
         return None
-    parts = [f"{name_of(name)} mistakes {found} for new" for name, (found, _) in counts.items()]
-    wrong = sum(found for found, _ in counts.values())
+    wrong = sum(taken for taken, _ in counts.values())
+    parts = [f"{name_of(name)} takes {taken} for new" for name, (taken, _) in counts.items()]
+    lead = f"Of {plural(total, 'concept')} that both models have, with changed gain, "
     return Finding(
-        " · ".join(f"{found} of {of}" for found, of in counts.values()),
-        f"Of {plural(total, 'concept')} that both models have, with changed gain, {join(parts)}.",
-        "A concept whose gain changed is in both models: no exclusive latent should stand for it.",
+        " · ".join(f"{taken}" for taken, _ in counts.values()),
+        f"of {total} taken for new\n" + _names(results["dictionaries"]),
+        lead + (f"{join(parts)}." if wrong else "none is taken for new."),
+        "It would be, if the latent that separates its tokens best were exclusive.",
         wrong == 0,
     )
+
+
+def _names(dictionaries: Mapping[str, Any]) -> str:
+    return " · ".join(map(name_of, dictionaries))
 
 
 def _null(results: _Results) -> Finding | None:
@@ -204,8 +234,9 @@ def _null(results: _Results) -> Finding | None:
     state = "next to nothing is found" if clean else "something is found all the same"
     return Finding(
         " · ".join(figures),
+        "fine-tune-only, null pair\n" + _names(results["null"]),
         f"On the null pair, where there is nothing to find, {state}: {join(parts)}.",
-        "The null pair is the base model against itself, trained a little longer; what is called "
+        "The same pipeline on two models that do not differ in what they do: what it calls "
         "fine-tune-only there is the method's own noise.",
         clean,
     )

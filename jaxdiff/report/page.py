@@ -14,7 +14,7 @@ import markupsafe
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.manifest import write_atomically
 from jaxdiff.report import words
-from jaxdiff.report.findings import findings, found_of
+from jaxdiff.report.findings import findings, found_of, mistaken
 from jaxdiff.report.schema import check
 
 FILE = "index.html"
@@ -66,6 +66,7 @@ def _render(results: Mapping[str, Any]) -> str:
         findings=findings(results),
         truth=_truth(results),
         found_of=found_of,
+        mistaken=mistaken,
         words=words,
         columns=_columns(results),
         style=markupsafe.Markup(_source(environment, "style.css")),
@@ -136,19 +137,19 @@ def _truth(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {kind: [b for b in planted.values() if b["kind"] == kind] for kind in kinds}
 
 
-def _fixed(value: float | None, digits: int = 3) -> str:
+def _fixed(value: int | float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
-def _count(value: float | None) -> str:
+def _count(value: int | float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def _percent(value: float | None) -> str:
+def _percent(value: int | float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _duration(seconds: float | None) -> str:
+def _duration(seconds: int | float | None) -> str:
     if seconds is None:
         return "–"
     if seconds < 60:

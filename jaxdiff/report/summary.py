@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from jaxdiff.report.findings import found_of, rejected
+from jaxdiff.report.findings import found_of, mistaken_of, rejected
 from jaxdiff.report.schema import check
 from jaxdiff.report.words import name_of
 
@@ -28,18 +29,25 @@ def summary(results: dict[str, Any]) -> Table:
     columns = [(name_of(name), d) for name, d in results["dictionaries"].items()]
     columns += [(f"null: {name_of(name)}", d) for name, d in (results["null"] or {}).items()]
     pair = results["pair"]
-    table = Table(title=f"{pair['base']} → {pair['ft']} at {results['site']}", title_justify="left")
+    table = Table(
+        title=f"{pair['base']} → {pair['ft']} at {results['site']}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
     table.add_column("")
     for title, _ in columns:
         table.add_column(title, justify="right")
     for label, cell in _ROWS.items():
-        if label in _TRUTH_ROWS and not results["behaviours"]:
-            continue
         table.add_row(label, *(cell(d) for _, d in columns))
+    if results["behaviours"]:
+        bar = results["config"]["diff"]["auroc"]
+        table.add_row("planted behaviours found", *(_found(d) for _, d in columns))
+        taken = (_part(*mistaken_of(d, bar)) for _, d in columns)
+        table.add_row("gain changes taken for new", *taken)
     return table
 
 
-def _number(value: float | None, digits: int) -> str:
+def _number(value: int | float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
@@ -63,15 +71,14 @@ def _undecided(d: _Dictionary) -> str:
     return f"{d['latent_scaling_ft_only']['undecided']:,}"
 
 
-def _found(kind: str) -> Callable[[_Dictionary], str]:
-    def cell(d: _Dictionary) -> str:
-        found, total = found_of(d, kind)
-        return f"{found} of {total}" if total else "–"
-
-    return cell
+def _found(d: _Dictionary) -> str:
+    return _part(*found_of(d))
 
 
-_TRUTH_ROWS = ("planted behaviours found", "gain changes taken for new")
+def _part(count: int, total: int) -> str:
+    return f"{count} of {total}" if total else "–"
+
+
 _ROWS: dict[str, Callable[[_Dictionary], str]] = {
     "L0 on test / k": _l0,
     "FVE base / fine-tuned": _fve,
@@ -82,6 +89,4 @@ _ROWS: dict[str, Callable[[_Dictionary], str]] = {
     "  exclusive by Latent Scaling": _confirmed,
     "  rejected": lambda d: f"{rejected(d):,}",
     "  undecided": _undecided,
-    _TRUTH_ROWS[0]: _found("new"),
-    _TRUTH_ROWS[1]: _found("gain"),
 }

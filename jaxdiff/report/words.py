@@ -7,7 +7,7 @@ from typing import Any
 
 DICTIONARIES = {"batch_topk": "BatchTopK", "l1": "L1", "topk": "TopK"}
 
-# Class: (label, interval of relative_norm). Sections of the axis, arXiv:2504.02922, section 2.
+# Class: (label, interval of relative_norm), the intervals of arXiv:2504.02922.
 CLASSES = {
     "ft_only": ("fine-tune-only", (0.9, 1.0)),
     "shared": ("shared", (0.4, 0.6)),
@@ -17,14 +17,15 @@ CLASSES = {
 }
 
 VERDICTS = {
-    "exclusive": "Only its own model uses this direction: neither the other model's reconstruction "
-    "nor its error holds it.",
-    "shrunk": "The other model still holds the direction, left in the error of its reconstruction: "
-    "training pushed that decoder to zero (complete shrinkage).",
-    "decoupled": "Other latents of the other model write the same direction at the same tokens: "
+    "exclusive": "The other model has it neither in its reconstruction nor in its error, and this "
+    "latent itself writes little there.",
+    "shrunk": "The other model has the direction too, left in the error of its reconstruction: its "
+    "decoder was pushed towards zero all the same (complete shrinkage).",
+    "decoupled": "Other latents write the same direction into the other model at the same tokens: "
     "a shared concept was split in two (latent decoupling).",
-    "shared": "Both models write it through this latent.",
-    "undecided": "The interval holds the threshold, or too few tokens: the data does not say.",
+    "shared": "Both models have the direction at the same tokens.",
+    "undecided": "An interval straddles its threshold, or the latent fires in too few documents: "
+    "the data does not say.",
 }
 
 ROLES = {

@@ -140,10 +140,11 @@ def _example(rng, row, size=24):
 def _truth(rng, name, table, null):
     exclusive = [r for r in table if r["verdict"] == "exclusive" and r["class"] == "ft_only"]
     rows = []
-    for i, (behaviour, kind) in enumerate([(n, "new") for n, _ in NEW] + [(n, "gain") for n, _ in GAIN]):
+    planted = [(n, "new") for n, _ in NEW] + [(n, "gain") for n, _ in GAIN]
+    for i, (behaviour, kind) in enumerate(planted):
         hit = not null and kind == "new" and i not in ({2} if name == "batch_topk" else {2, 5, 6})
-        row = exclusive[i % len(exclusive)] if exclusive else None
-        best = rng.choice(table) if table else None
+        row = exclusive[i % len(exclusive)] if exclusive and kind == "new" else None
+        best = rng.choice([r for r in table if r["class"] == "shared"] or [None])
         auroc = round(rng.uniform(0.92, 0.999) if hit else rng.uniform(0.6, 0.88), 4)
         found = hit and row is not None
         if found:

@@ -105,7 +105,7 @@ function show() {
 
 addEventListener("hashchange", show);
 addEventListener("keydown", (event) => {
-  if (latentPart.hidden || event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea")) return;
+  if (latentPart.hidden || event.altKey || event.ctrlKey || event.metaKey) return;
   const rel = { ArrowLeft: "prev", ArrowRight: "next", Escape: "up" }[event.key];
   const link = rel && latentPart.querySelector(`a[data-go="${rel}"]`);
   if (link) link.click();

@@ -6,7 +6,8 @@ const charts = [];
 function chart(box, draw) {
   const entry = { box, draw, width: 0 };
   charts.push(entry);
-  new ResizeObserver(() => redraw(entry, false)).observe(box);
+  // In the next frame: drawing changes heights, which an observer must not do while it reports.
+  new ResizeObserver(() => requestAnimationFrame(() => redraw(entry, false))).observe(box);
   return entry;
 }
 
@@ -28,6 +29,11 @@ function linear(from, to) {
 
 function text(x, y, content, attributes) {
   return svg("text", { x, y, class: "tick", ...attributes }, content);
+}
+
+/** The sign of a ratio, nu^r or nu^epsilon, for SVG. */
+function nuName(index) {
+  return ["ν", svg("tspan", { dy: -4, "font-size": 9 }, index), svg("tspan", { dy: 4 }, "\u200a")];
 }
 
 /** Round tick values that cover [0, most]. */
@@ -88,7 +94,9 @@ function drawHistogram(view, most, height) {
       bands, grid, bars,
       svg("line", { class: "axis", x1: frame.left, x2: width - frame.right, y1: base, y2: base }),
       axis,
-      text((frame.left + width - frame.right) / 2, height - 2, "← base     relative norm     fine-tuned →", { "text-anchor": "middle", class: "tick axis-name" })));
+      text(x(0), height - 2, "← base"),
+      text(x(0.5), height - 2, "relative norm", { "text-anchor": "middle", class: "tick axis-name" }),
+      text(x(1), height - 2, "fine-tuned →", { "text-anchor": "end" })));
   };
 }
 
@@ -217,8 +225,8 @@ function scatterPlot(view) {
       text(x(settings.nu_error) + 5, frame.top + 11, `${settings.nu_error}`, { class: "tick threshold-name" }),
       text(right - 3, y(settings.nu_reconstruction) - 5, `${settings.nu_reconstruction}`, { class: "tick threshold-name", "text-anchor": "end" }),
       svg("path", { class: "axis", d: `M${frame.left} ${frame.top}V${bottom}H${right}`, fill: "none" }),
-      text((frame.left + right) / 2, height - 6, "νᵋ   (shrinkage →)", { class: "tick axis-name", "text-anchor": "middle" }),
-      svg("text", { class: "tick axis-name", "text-anchor": "middle", transform: `translate(12 ${(frame.top + bottom) / 2}) rotate(-90)` }, "νʳ   (decoupling →)"),
+      svg("text", { class: "tick axis-name", "text-anchor": "middle", x: (frame.left + right) / 2, y: height - 5 }, nuName("ε"), " · shrinkage →"),
+      svg("text", { class: "tick axis-name", "text-anchor": "middle", transform: `translate(13 ${(frame.top + bottom) / 2}) rotate(-90)` }, nuName("r"), " · decoupling →"),
       focus);
     focus.replaceChildren();
     note.textContent = [
@@ -247,8 +255,8 @@ function scatterPlot(view) {
       stage.style.cursor = "pointer";
       showTip(area.left + px, area.top + py,
         `latent ${row.latent}  ·  ${row.verdict || NOTHING}  ·  ${className(row.class)}`,
-        `νʳ ${fixed(row.nu_reconstruction[0])} ${range(row.nu_reconstruction)}`,
-        `νᵋ ${fixed(row.nu_error[0])} ${range(row.nu_error)}`,
+        [nu("r"), ` ${fixed(row.nu_reconstruction[0])} ${range(row.nu_reconstruction)}`],
+        [nu("ε"), ` ${fixed(row.nu_error[0])} ${range(row.nu_error)}`],
         `relative norm ${fixed(row.relative_norm, 3)}`,
         ...(row.behaviour ? [`behaviour: ${row.behaviour}`] : []));
     };
@@ -325,7 +333,7 @@ function shareBar(shares) {
       const part = share / total;
       const show = (event) => showTip(event.clientX, event.clientY, `${roleName(role)}: ${percent(part)}`);
       return el("span", { class: `part role-${safe(role)}`, style: { "flex-grow": part }, onpointermove: show, onpointerleave: hideTip },
-        part >= 0.09 ? percent(part, 0) : "");
+        part >= 0.075 ? percent(part, 0) : "");
     }));
 }
 

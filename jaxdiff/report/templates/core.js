@@ -115,6 +115,11 @@ function roleName(role) {
   return words.roles[role] || role;
 }
 
+/** The sign of a ratio, nu^r or nu^epsilon, for HTML. */
+function nu(index) {
+  return ["ν", el("sup", {}, index)];
+}
+
 function chip(verdict) {
   if (!verdict) return el("span", { class: "muted" }, NOTHING);
   return el("span", { class: `chip ${safe(verdict)}`, title: words.verdicts[verdict] }, verdict);

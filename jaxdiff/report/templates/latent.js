@@ -1,17 +1,18 @@
 // The part of the page for one latent: its numbers, where it lies, and its strongest examples.
 
 /** A scale with shaded intervals, a threshold, and a value with its interval. */
-function rail(label, domain, interval, { bands = [], threshold = null, hint = "" }) {
+function rail(label, domain, interval, { at, bands = [], threshold = null, hint = "" }) {
   const box = el("div", { class: "rail-box" });
   const [value, low, high] = interval;
   chart(box, (_, width) => {
     const x = linear(domain, [6, width - 6]);
     const clip = (v) => Math.min(Math.max(v, domain[0]), domain[1]);
     const inside = value === clip(value);
-    box.replaceChildren(svg("svg", { viewBox: `0 0 ${width} 40`, role: "img", "aria-label": `${label} ${fixed(value)} ${range(interval)}` },
+    box.replaceChildren(svg("svg", { viewBox: `0 0 ${width} 40`, role: "img", "aria-label": `${fixed(value, 3)} ${range(interval, 3)}` },
       bands.map(([key, [from, to]]) => svg("rect", { class: `band ${key}`, x: x(from), y: 4, width: x(to) - x(from), height: 18 })),
       svg("line", { class: "axis", x1: 6, x2: width - 6, y1: 22, y2: 22 }),
-      [domain[0], (domain[0] + domain[1]) / 2, domain[1]].map((v, i) => text(x(v), 36, fixed(v, 2), { "text-anchor": ["start", "middle", "end"][i] })),
+      at.map((v) => text(x(v), 36, fixed(v, 1), { "text-anchor": v === domain[0] ? "start" : v === domain[1] ? "end" : "middle" })),
+      threshold === null ? [] : svg("rect", { class: "kept", x: x(domain[0]), y: 4, width: x(threshold) - x(domain[0]), height: 18 }),
       threshold === null ? [] : svg("line", { class: "threshold", x1: x(threshold), x2: x(threshold), y1: 2, y2: 24 }),
       typeof low === "number" ? svg("line", { class: "whisker", x1: x(clip(low)), x2: x(clip(high)), y1: 13, y2: 13 }) : [],
       inside
@@ -27,20 +28,20 @@ function nuRail(label, interval, threshold, hint, reason) {
   if (middle(interval) === null) {
     return el("div", { class: "rail" }, el("div", { class: "rail-head" }, el("span", {}, label), el("b", {}, "not defined")), el("p", { class: "note" }, reason || hint));
   }
-  return rail(label, [-0.25, 1.5], interval, { threshold, hint });
+  return rail(label, [-0.25, 1.5], interval, { at: [0, 0.5, 1, 1.5], threshold, hint });
 }
 
 function facts(row) {
   const pairs = [
     ["fires on", percent(row.frequency, 3), "of the test tokens"],
-    ["largest activation", significant(row.max_activation), ""],
+    ["largest activation", significant(row.max_activation), "on the test text"],
     ["mean activation", significant(row.mean_activation), "where it fires"],
-    ["cosine of its decoders", fixed(row.cosine, 3), "base and fine-tuned"],
-    ["relative norm, raw", fixed(row.relative_norm_raw, 3), "in units of the activations"],
-    ["side", row.side === "ft" ? "fine-tuned" : row.side || NOTHING, "the larger decoder"],
-    ["behaviour", row.behaviour || "none", row.behaviour ? `AUROC ${fixed(row.behaviour_auroc, 3)}` : ""],
-  ];
-  return el("dl", { class: "facts" }, pairs.map(([name, value, unit]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, unit ? el("span", { class: "muted" }, ` ${unit}`) : null))));
+    ["cosine of its decoders", fixed(row.cosine, 3), "base with fine-tuned"],
+    ["relative norm, raw", fixed(row.relative_norm_raw, 3), "in the models' own units"],
+    ["side", row.side === "ft" ? "fine-tuned" : row.side || NOTHING, "has the larger decoder"],
+    ["effective documents", typeof row.sequences === "number" ? significant(row.sequences) : null, "that carry the latent"],
+  ].filter(([, value]) => value !== null);
+  return el("dl", { class: "facts" }, pairs.map(([name, value, unit]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, unit ? el("span", { class: "note" }, unit) : null))));
 }
 
 function tokenSpan(view, example, i, most, peak) {
@@ -94,23 +95,23 @@ function drawLatent(box, view, latent) {
   const examples = view.data.examples[latent] || [];
   const most = Math.max(0, ...examples.flatMap((example) => example.values.filter((value) => typeof value === "number")));
   const norm = typeof row.relative_norm === "number"
-    ? rail("relative norm", [0, 1], [row.relative_norm], { bands: Object.entries(words.intervals), hint: "0: only the base model's decoder; 1: only the fine-tuned model's. Shaded: base-only, shared, fine-tune-only." })
+    ? rail("relative norm", [0, 1], [row.relative_norm], { at: [0, 0.5, 1], bands: Object.entries(words.intervals), hint: "0: only the base model's decoder; 1: only the fine-tuned model's. Shaded: base-only, shared, fine-tune-only." })
     : nuRail("relative norm", null, null, "The latent never fired.", row.reason);
   box.replaceChildren(
     latentNav(view, latent),
     el("header", { class: "latent-head" },
       el("p", { class: "kicker" }, view.label),
       el("h2", { tabindex: -1 }, `Latent ${latent}`),
-      el("p", { class: "chips" }, chip(row.verdict), el("span", { class: "chip plain" }, className(row.class)), row.behaviour ? el("a", { class: "chip plain", href: "#truth" }, row.behaviour) : null),
+      el("p", { class: "chips" }, chip(row.verdict), el("span", { class: "chip plain" }, className(row.class)), row.behaviour ? el("a", { class: "chip plain", href: "#truth" }, `${row.behaviour}, AUROC ${fixed(row.behaviour_auroc, 3)}`) : null),
       el("p", {}, words.verdicts[row.verdict] || "")),
     el("div", { class: "rails" }, norm,
-      nuRail("νʳ", row.nu_reconstruction, settings.nu_reconstruction, `Above ${settings.nu_reconstruction}: decoupled, other latents of the other model write this direction too.`, row.reason),
-      nuRail("νᵋ", row.nu_error, settings.nu_error, `Above ${settings.nu_error}: shrunk, the other model's error still holds this direction.`, row.reason)),
+      nuRail(nu("r"), row.nu_reconstruction, settings.nu_reconstruction, `Above ${settings.nu_reconstruction}: decoupled, other latents of the other model write this direction too.`, row.reason),
+      nuRail(nu("ε"), row.nu_error, settings.nu_error, `Above ${settings.nu_error}: shrunk, the other model's error still holds this direction.`, row.reason)),
     facts(row),
     el("h3", {}, "Share of its firing by role"),
     shareBar(results.roles.map((role) => [role, row.roles[role] || 0])),
     roleLegend(),
     el("h3", {}, "Strongest examples"),
-    el("p", { class: "note" }, "The darker a token, the stronger the latent fires on it; the framed token is the strongest. Hover for values. The line below a token is its role."),
+    el("p", { class: "note" }, "The more color behind a token, the stronger the latent fires on it; the framed token is the strongest. Hover for values. The line below a token says whose it is, in the colors above."),
     examples.length ? el("ol", { class: "examples" }, examples.map((example) => exampleItem(view, example, most))) : el("p", { class: "none" }, "None: it did not fire on the test text, or no examples were kept."));
 }

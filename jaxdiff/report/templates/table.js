@@ -7,9 +7,9 @@ const COLUMNS = [
   { key: "latent", label: "latent", number: true, value: (row) => row.latent },
   { key: "verdict", label: "verdict", value: (row) => row.verdict, title: "Latent Scaling's verdict" },
   { key: "class", label: "class", value: (row) => className(row.class), title: "Class by relative norm" },
-  { key: "relative_norm", label: "relative norm", number: true, value: (row) => row.relative_norm, show: (row) => fixed(row.relative_norm, 3), title: "0 base only, 1 fine-tuned only" },
-  { key: "nu_reconstruction", label: "νʳ", number: true, value: (row) => middle(row.nu_reconstruction), interval: (row) => row.nu_reconstruction, title: "Reconstruction ratio of Latent Scaling; high: decoupled" },
-  { key: "nu_error", label: "νᵋ", number: true, value: (row) => middle(row.nu_error), interval: (row) => row.nu_error, title: "Error ratio of Latent Scaling; high: shrunk" },
+  { key: "relative_norm", label: "rel. norm", number: true, value: (row) => row.relative_norm, show: (row) => fixed(row.relative_norm, 3), title: "Relative norm: 0 base only, 1 fine-tuned only" },
+  { key: "nu_reconstruction", label: nu("r"), number: true, value: (row) => middle(row.nu_reconstruction), interval: (row) => row.nu_reconstruction, title: "Reconstruction ratio of Latent Scaling; high: decoupled" },
+  { key: "nu_error", label: nu("ε"), number: true, value: (row) => middle(row.nu_error), interval: (row) => row.nu_error, title: "Error ratio of Latent Scaling; high: shrunk" },
   { key: "frequency", label: "fires on", number: true, value: (row) => row.frequency, show: (row) => percent(row.frequency, 2), title: "Part of the tokens on which it fires" },
   { key: "max_activation", label: "max", number: true, value: (row) => row.max_activation, show: (row) => significant(row.max_activation), title: "Largest activation on the test text" },
   { key: "behaviour", label: "behaviour", value: (row) => row.behaviour, title: "Planted behaviour that it separates best" },
@@ -57,8 +57,8 @@ function snippet(view, row) {
   const example = (view.data.examples[row.latent] || [])[0];
   if (!example || example.tokens.length === 0) return el("span", { class: "muted" }, NOTHING);
   const peak = peakOf(example);
-  const from = Math.max(0, peak - 5);
-  const parts = example.tokens.slice(from, peak + 4).map((token, offset) => {
+  const from = Math.max(0, peak - 4);
+  const parts = example.tokens.slice(from, peak + 6).map((token, offset) => {
     const gap = offset > 0 && gapBefore(view, example.tokens, from + offset) ? " " : "";
     const shown = readable(token);
     return from + offset === peak ? [gap, el("mark", {}, shown)] : gap + shown;
@@ -77,6 +77,11 @@ function cell(view, row, column) {
   return el("td", {}, column.value(row) || NOTHING);
 }
 
+/** A label that may hold elements, anew for each drawing. */
+function copy(label) {
+  return [label].flat(2).map((part) => (part instanceof Node ? part.cloneNode(true) : part));
+}
+
 function drawTable() {
   const { view, rows, page } = table;
   const shown = rows.slice(page * PAGE, (page + 1) * PAGE);
@@ -89,7 +94,7 @@ function drawTable() {
       document.querySelector(`#latent-table button[data-key="${column.key}"]`).focus();
     };
     return el("th", { scope: "col", class: column.number ? "number" : null, "aria-sort": active ? (table.down ? "descending" : "ascending") : null },
-      el("button", { type: "button", title: column.title, "data-key": column.key, onclick: sort }, column.label,
+      el("button", { type: "button", title: column.title, "data-key": column.key, onclick: sort }, copy(column.label),
         el("span", { class: "arrow", "aria-hidden": "true" }, active ? (table.down ? "▾" : "▴") : "")));
   });
   const body = shown.map((row) => {
