@@ -31,8 +31,8 @@ def angles(
 
 def rotate(
     x: Float[Array, "B T heads head_dim"],
-    cos: Float[Array, "B T half"],
-    sin: Float[Array, "B T half"],
+    cos: Float[Array, "#B T half"],
+    sin: Float[Array, "#B T half"],
 ) -> Float[Array, "B T heads head_dim"]:
     """Rotates coordinate i against i + head_dim / 2, the order of Hugging Face files."""
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)

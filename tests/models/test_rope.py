@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.models import Rope
+from jaxdiff.models.rope import angles, frequencies, rotate
+
+
+def test_rotation_is_multiplication_by_a_phase(key):
+    x = jax.random.normal(key, (2, 5, 3, 8))
+    positions = jnp.asarray([[0, 1, 2, 3, 4], [7, 0, 1, 8000, 2]])
+    out = np.asarray(rotate(x, *angles(Rope(theta=50.0), 8, positions)), np.float64)
+    pairs = np.asarray(x[..., :4], np.float64) + 1j * np.asarray(x[..., 4:], np.float64)
+    phase = np.asarray(positions)[:, :, None, None] * 50.0 ** (-np.arange(4) / 4)
+    turned = pairs * np.exp(1j * phase)
+    # A float32 angle of 8000 radians is known to 5e-4.
+    np.testing.assert_allclose(out[..., :4], turned.real, atol=2e-3)
+    np.testing.assert_allclose(out[..., 4:], turned.imag, atol=2e-3)
+    np.testing.assert_allclose(out[0], np.concatenate([turned.real, turned.imag], -1)[0], atol=1e-5)
+
+
+def test_scores_depend_on_distance_only(key):
+    q, k = jax.random.normal(key, (2, 1, 1, 1, 8))
+
+    def score(i, j):
+        turned = [rotate(x, *angles(Rope(), 8, jnp.asarray([[p]]))) for x, p in ((q, i), (k, j))]
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    assert abs(score(3, 1) - score(103, 101)) < 1e-4
+    assert abs(score(3, 1) - score(4, 1)) > 1e-3
+
+
+def test_llama3_scaling_by_cases():
+    rope = Rope(theta=1000.0, factor=8.0, low_freq=1.0, high_freq=4.0, context=64)
+    found = frequencies(rope, 32)
+    plain = frequencies(Rope(theta=1000.0), 32)
+    kinds = set()
+    for got, base in zip(found.tolist(), plain.tolist(), strict=True):
+        wavelength = 2 * np.pi / base
+        if wavelength < 64 / 4:
+            kinds.add("kept")
+            expected = base
+        elif wavelength > 64 / 1:
+            kinds.add("stretched")
+            expected = base / 8
+        else:
+            kinds.add("between")
+            smooth = (64 / wavelength - 1) / (4 - 1)
+            expected = (1 - smooth) * base / 8 + smooth * base
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert kinds == {"kept", "stretched", "between"}
+
+
+def test_angles_are_float32_for_bfloat16_activations(key):
+    x = jax.random.normal(key, (1, 2, 1, 8)).astype(jnp.bfloat16)
+    cos, sin = angles(Rope(), 8, jnp.asarray([[4095, 4096]]))
+    assert cos.dtype == sin.dtype == jnp.float32
+    assert rotate(x, cos, sin).dtype == jnp.bfloat16
+    assert abs(float(cos[0, 1, 0]) - np.cos(4096)) < 1e-5

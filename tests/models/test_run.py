@@ -1,0 +1,213 @@
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdiff.errors import JaxdiffError
+from jaxdiff.models import run, sites
+from jaxdiff.models.decoder import Context
+from jaxdiff.models.rope import angles
+
+go = jax.jit(run, static_argnames=("taps", "logits"))
+
+
+@pytest.fixture
+def tokens(key):
+    return jax.random.randint(key, (2, 9), 0, 24)
+
+
+def _plain(lm, tokens):
+    """The same model without any tap: embed, scan, norm, unembed."""
+    model = nnx.merge(lm.graphdef, lm.params)
+    cos, sin = angles(lm.spec.rope, lm.spec.head_dim, jnp.arange(tokens.shape[1])[None])
+    graphdef, stacked = nnx.split(model.blocks)
+    t = tokens.shape[1]
+    windows = jnp.asarray([w or t for w in lm.spec.windows]) if lm.spec.windows else None
+
+    def layer(x, layer):
+        params, window = layer
+        context = Context(cos, sin, None)
+        return nnx.merge(graphdef, params)(x, context, window, lambda name, value: value), None
+
+    x, _ = jax.lax.scan(layer, model.embed(tokens), (stacked, windows))
+    return model.unembed(model.final_norm(x))
+
+
+def _hlo(f, *args):
+    return re.sub(r"metadata=\{[^}]*\}", "", jax.jit(f).lower(*args).compile().as_text())
+
+
+def _program(f, *args):
+    """Compiled HLO without names of source lines."""
+    text = _hlo(f, *args)
+    return text[text.index("\n") :].split("FileNames")[0]
+
+
+def test_without_taps_the_program_is_the_plain_model(lm, tokens):
+    assert _program(lambda lm, t: run(lm, t)[0], lm, tokens) == _program(_plain, lm, tokens)
+
+
+def test_a_tap_changes_the_program(lm, tokens):
+    tapped = _program(lambda lm, t: run(lm, t, ("blocks.1.attn_out",)), lm, tokens)
+    assert tapped != _program(_plain, lm, tokens)
+
+
+def test_taps_agree_at_all_cuts(lm, tokens):
+    logits, everything = go(lm, tokens, tuple(sites(lm)))
+    assert list(everything) == list(sites(lm))
+    for site, shape in sites(lm).items():
+        alone = go(lm, tokens, (site,), logits=False)
+        assert alone[0] is None and list(alone[1]) == [site]
+        assert alone[1][site].shape == (*tokens.shape, *shape)
+        np.testing.assert_allclose(alone[1][site], everything[site], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(everything["logits"], logits)
+    np.testing.assert_allclose(go(lm, tokens)[0], logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_stream_adds_up(lm, tokens):
+    _, a = go(lm, tokens, tuple(sites(lm)))
+    for i in range(4):
+        block = {part: a[f"blocks.{i}.{part}"] for part in ("resid_pre", "resid_mid", "resid_post")}
+        for start, branch, end in (
+            ("resid_pre", "attn_out", "resid_mid"),
+            ("resid_mid", "mlp_out", "resid_post"),
+        ):
+            total = block[start] + a[f"blocks.{i}.{branch}"]
+            np.testing.assert_allclose(block[end], total, rtol=1e-5, atol=1e-6)
+
+
+def test_taps_come_back_under_the_name_asked_for(llama, tokens):
+    _, found = go(llama, tokens, ("model.layers.1", "blocks.1.hook_resid_post"), logits=False)
+    np.testing.assert_array_equal(*found.values())
+    with pytest.raises(JaxdiffError, match="no site 'blocks.9.resid_post'"):
+        run(llama, tokens, ("blocks.9.resid_post",))
+
+
+def test_work_after_the_last_tap_is_not_done(lm, tokens):
+    """Parameters that the result does not depend on are dropped from the compiled program."""
+
+    def used(site):
+        f = jax.jit(lambda lm: run(lm, tokens, (site,), logits=False))
+        flops = f.lower(lm).compile().cost_analysis()["flops"]
+        names = jax.tree_util.tree_flatten_with_path(lm)[0]
+        kept = f.lower(lm).compile()._executable._kept_var_idx
+        return flops, {jax.tree_util.keystr(names[i][0]) for i in kept}
+
+    flops, kept = zip(
+        *map(used, ("embed", "blocks.0.attn_out", "blocks.0.resid_post", "final_norm", "logits")),
+        strict=True,
+    )
+    assert list(flops) == sorted(flops) and len(set(flops)) == len(flops)
+    assert kept[0] == {".params['embedding']"}
+    assert not any("mlp" in name for name in kept[1]) and any("mlp" in name for name in kept[2])
+    assert not any("final" in name or "unembed" in name for name in kept[2])
+    if not lm.spec.tied:
+        assert kept[4] - kept[3] == {".params['unembedding']"}
+
+
+def test_blocks_after_the_last_tap_are_not_run(lm, tokens):
+    """NaN weights in later layers would show if they were multiplied in."""
+    blocks = jax.tree.map(lambda x: x.at[2:].set(jnp.nan), lm.params["blocks"])
+    broken = dataclasses.replace(lm, params={**lm.params, "blocks": blocks})
+
+    def steps(site):
+        jaxpr = jax.make_jaxpr(lambda lm: run(lm, tokens, (site,), logits=False))(lm)
+        return [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
+
+    assert np.isfinite(go(broken, tokens, ("blocks.2.resid_pre",), logits=False)[1].popitem()[1]).all()
+    assert not np.isfinite(go(broken, tokens, ("blocks.2.resid_post",))[1].popitem()[1]).any()
+    assert [steps(s) for s in ("embed", "blocks.1.resid_post", "blocks.2.resid_post")] == [[], [2], [3]]
+    assert steps("final_norm") == [4]
+
+
+def test_later_tokens_do_not_reach_earlier_ones(lm, tokens):
+    changed = tokens.at[:, 5].set((tokens[:, 5] + 1) % 24)
+    before, after = go(lm, tokens)[0], go(lm, changed)[0]
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert (jnp.abs(before[:, 5:] - after[:, 5:]).max((0, 2)) > 1e-4).all()
+
+
+def test_a_window_ends(gemma2, tokens):
+    """With windows of 3 everywhere, 4 layers reach 8 tokens back and no further."""
+    spec = dataclasses.replace(gemma2.spec, windows=(3,) * 4)
+    local = dataclasses.replace(gemma2, spec=spec, graphdef=_graphdef(spec))
+    changed = tokens.at[:, 0].set((tokens[:, 0] + 1) % 24)
+    site = "blocks.1.resid_post"
+    difference = go(local, tokens, (site,))[1][site] - go(local, changed, (site,))[1][site]
+    reached = jnp.abs(difference).max((0, 2)) > 0
+    assert reached.tolist() == [True] * 5 + [False] * 4
+
+
+def _graphdef(spec):
+    from jaxdiff.models._lm import abstract
+
+    return abstract(spec)[0]
+
+
+def test_packed_documents_equal_separate_ones(lm, key):
+    a, b, c = (jax.random.randint(key, (1, n), 0, 24) for n in (3, 5, 4))
+    packed = jnp.concatenate([a, b, c], axis=1)
+    sequences = jnp.asarray([[4] * 3 + [9] * 5 + [-1] * 4])
+    positions = jnp.asarray([[*range(3), *range(5), *range(4)]])
+    site = "blocks.3.attn_out"
+    for given in (positions, None):
+        logits, acts = go(lm, packed, (site,), sequences=sequences, positions=given)
+        for document, part in ((a, slice(0, 3)), (b, slice(3, 8)), (c, slice(8, 12))):
+            alone, alone_acts = go(lm, document, (site,))
+            np.testing.assert_allclose(logits[:, part], alone, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(acts[site][:, part], alone_acts[site], rtol=1e-4, atol=1e-5)
+    assert jnp.abs(go(lm, packed)[0][:, 3:] - logits[:, 3:]).max() > 1e-2
+
+
+def test_gradient_matches_finite_differences(lm, tokens, key):
+    def loss(params):
+        logits, _ = run(dataclasses.replace(lm, params=params), tokens)
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], -1))
+
+    leaves, treedef = jax.tree.flatten(lm.params)
+    keys = jax.random.split(key, len(leaves))
+    step = treedef.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+    slope = jax.jit(lambda p: jax.jvp(loss, (p,), (step,))[1])(lm.params)
+    gradient = jax.jit(jax.grad(loss))(lm.params)
+    dot = sum(jax.tree.leaves(jax.tree.map(lambda g, s: (g * s).sum(), gradient, step)))
+    ends = [
+        jax.jit(loss)(jax.tree.map(lambda p, s, e=e: p + e * s, lm.params, step))
+        for e in (1e-2, -1e-2)
+    ]
+    np.testing.assert_allclose(dot, slope, rtol=1e-4)
+    np.testing.assert_allclose(dot, (ends[0] - ends[1]) / 2e-2, rtol=2e-2)
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["blocks"]["mlp"]))
+
+
+def test_gradient_through_taps_equals_that_of_the_plain_model(lm, tokens):
+    def loss(params, taps):
+        logits, _ = run(dataclasses.replace(lm, params=params), tokens, taps)
+        return jnp.sum(jnp.sin(logits))
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    plain, cut = gradient(lm.params, ()), gradient(lm.params, ("blocks.1.mlp_out", "model.layers.2"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), plain, cut)
+
+
+def test_equal_structure_is_not_traced_again(lm, tokens):
+    traces = []
+
+    @jax.jit
+    def f(lm, tokens):
+        traces.append(None)
+        return run(lm, tokens, ("blocks.1.resid_post",))
+
+    f(lm, tokens)
+    f(jax.tree.map(lambda x: x + 1, lm), tokens + 1)
+    f(dataclasses.replace(lm, graphdef=_graphdef.__wrapped__(lm.spec))
+      if hasattr(_graphdef, "__wrapped__") else lm, tokens)
+    assert len(traces) == 1
+
+
+def test_unknown_token_ids_give_nan(llama):
+    logits, _ = run(llama, jnp.asarray([[1, 24, 2]]))
+    assert np.isnan(logits).any(-1).tolist() == [[False, True, True]]
