@@ -56,7 +56,7 @@ def sparse_auroc(
     shape = (len(counts), total)
     above = np.bincount(cell, minlength=shape[0] * total).reshape(shape)
     rank_sum = np.bincount(cell, weights=ranks, minlength=shape[0] * total).reshape(shape)
-    rank_sum += (counts[:, None] - above) * ((zeros + 1) / 2)[None]
+    rank_sum = rank_sum + (counts[:, None] - above) * ((zeros + 1) / 2)[None]
     n = counts[:, None].astype(np.float64)
     pairs = n * (rows - n)
     return (rank_sum - n * (n + 1) / 2) / np.where(pairs > 0, pairs, np.nan)

@@ -231,8 +231,8 @@ class _Documents:
     def __init__(self):
         self.seen: set[int] = set()
 
-    def __call__(self, batch: ActivationBatch, v: np.ndarray) -> None:
-        del v
+    def __call__(self, batch: ActivationBatch, codes: jax.Array) -> None:
+        del codes
         mask = np.asarray(batch.mask)
         self.seen.update(np.unique(np.asarray(batch.sequences)[mask]).tolist())
 

@@ -41,7 +41,7 @@ def document(diff: "DictionaryDiff", describe: Callable[[int], str] | None) -> d
         "norm_histogram": _histogram(diff.relative_norm[alive]),
         "roles": _roles(diff),
         "truth": [_truth(diff, match) for match in diff.matches],
-        "table": [_row(diff, latent) for latent in _order(diff)],
+        "table": [_row(diff, latent) for latent in _order(diff).tolist()],
         "examples": {
             str(latent): [_example(item, describe) for item in items]
             for latent, items in diff.examples.items()
@@ -109,7 +109,7 @@ def _order(diff: "DictionaryDiff") -> np.ndarray:
 def _row(diff: "DictionaryDiff", latent: int) -> dict[str, Any]:
     firing, scaling = diff.firing, diff.scaling
     return {
-        "latent": int(latent),
+        "latent": latent,
         "class": str(diff.classes[latent]),
         "verdict": str(diff.verdict[latent]),
         "reason": str(diff.reason[latent]) or None,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.diffing.auroc import sparse_auroc
 from jaxdiff.errors import JaxdiffError
@@ -70,14 +70,15 @@ class LabelledCodes:
         self._counts = np.zeros((2, 1), np.int64)
         self._entries = 0
 
-    def __call__(self, batch: ActivationBatch, v: Float[np.ndarray, "R L"]) -> None:
+    def __call__(self, batch: ActivationBatch, codes: Float[Array, "R L"]) -> None:
         """Takes a batch and its scaled latents.
 
         Raises:
             JaxdiffError: If there are more entries than labelled data should have.
         """
-        rows, latents = np.nonzero(v)
         mask = np.asarray(batch.mask)
+        v = np.asarray(codes)[: len(mask)]
+        rows, latents = np.nonzero(v)
         labels = np.asarray(batch.labels).astype(np.int16)
         chat = np.asarray(batch.roles) != Role.TEXT
         self._latents.append(latents.astype(np.int32))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -10,10 +10,14 @@ import numpy as np
 from jaxdiff.types import ActivationBatch
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Activations that can be read by row number; a `Store` is one."""
 
-    rows: int
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        ...
 
     def read(self, start: int, stop: int) -> ActivationBatch:
         """Returns rows [start, stop)."""

@@ -48,4 +48,4 @@ def merge(a: Sum, b: Sum) -> Sum:
 
 def value(total: Sum) -> Float[np.ndarray, "*shape"]:
     """Returns the sum in float64, on the host."""
-    return np.asarray(total.high, np.float64) + np.asarray(total.low, np.float64)
+    return np.asarray(np.asarray(total.high, np.float64) + np.asarray(total.low, np.float64))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxdiff.stats.encoded import Encoded, encode
 from jaxdiff.types import ActivationBatch
 
 
+@runtime_checkable
 class Statistic(Protocol):
     """A quantity that is accumulated batch by batch; a pytree, so its arrays are traced.
 
@@ -44,8 +45,9 @@ class Statistic(Protocol):
         ...
 
 
-# Sees each batch on the host, with the scaled latents [R, L] that the dictionary gave it.
-Watcher = Callable[[ActivationBatch, np.ndarray], None]
+# Sees each batch on the host, with the scaled latents [R, L] that the dictionary gave it (on the
+# device until they are read; on a mesh, rows may be appended).
+Watcher = Callable[[ActivationBatch, Array], None]
 
 
 def fold(
@@ -87,14 +89,17 @@ def fold(
     states = _init(statistics)
     if mesh is not None:
         constants, states = _spread(constants, mesh), _spread(states, mesh)
-    start = 0
+    start, ticks = 0, []
     with progress(title, total, "tokens") as advance:
         for batch in batches:
             rows = len(batch.mask)
             placed = batch if mesh is None else _place(batch, mesh)
-            states, v = _step(constants, states, placed, jnp.int32(start), codes=bool(watch))
+            states, v, tick = _step(constants, states, placed, jnp.int32(start))
             for see in watch:
-                see(batch, np.asarray(v)[:rows])
+                see(batch, v)
+            # One step may run while the next batch is read; more would only queue up memory.
+            ticks = [*ticks[-1:], tick]
+            ticks[0].block_until_ready()
             advance(rows if total is None else min(rows, total - start))
             start += rows
     if start == 0:
@@ -108,15 +113,15 @@ def _init(statistics: dict) -> dict:
     return {name: statistic.init() for name, statistic in statistics.items()}
 
 
-@functools.partial(jax.jit, static_argnames="codes", donate_argnames="states")
+@functools.partial(jax.jit, donate_argnames="states")
 def _step(
-    constants: tuple, states: dict, batch: ActivationBatch, start: Int[Array, ""], *, codes: bool
-) -> tuple[dict, Array | None]:
+    constants: tuple, states: dict, batch: ActivationBatch, start: Int[Array, ""]
+) -> tuple[dict, Float[Array, "R L"], Int[Array, ""]]:
     statistics, dictionary, mean, scale = constants
     rows = start + jnp.arange(len(batch.mask), dtype=jnp.int32)
     encoded = encode(dictionary, batch, rows, mean=mean, scale=scale)
     states = {name: s.update(states[name], encoded) for name, s in statistics.items()}
-    return states, encoded.v if codes else None
+    return states, encoded.v, start + len(batch.mask)
 
 
 def _spread(tree: Any, mesh: Mesh) -> Any:
