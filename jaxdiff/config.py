@@ -5,6 +5,7 @@ known one.
 """
 
 import difflib
+import types
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -280,8 +281,10 @@ def _fields(location: tuple[Any, ...]) -> list[str]:
     """Returns the names that exist at a place inside RunConfig."""
     kind: Any = RunConfig
     for part in location:
-        if isinstance(kind, type) and issubclass(kind, Config) and part in kind.model_fields:
+        if isinstance(kind, type):
             kind = kind.model_fields[part].annotation
-        candidates = [kind, *getattr(kind, "__args__", ())]
-        kind = next((c for c in candidates if isinstance(c, type) and issubclass(c, Config)), kind)
-    return list(kind.model_fields) if hasattr(kind, "model_fields") else []
+            if isinstance(kind, types.UnionType):  # `Config | None`
+                kind = kind.__args__[0]
+        else:  # A key or an index of a container of settings.
+            kind = next(c for c in kind.__args__ if isinstance(c, type) and issubclass(c, Config))
+    return list(kind.model_fields)

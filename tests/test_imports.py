@@ -76,7 +76,7 @@ def _run(code: str) -> str:
 
 def test_import_is_light():
     heavy = "('flax', 'transformers', 'orbax', 'grain', 'tensorstore', 'optax', 'torch')"
-    parts = "activations config dictionaries diffing models organisms pipeline report stats text training"
+    parts = "activations config dictionaries diffing models organisms pipeline report stats text"
     code = (
         "import sys, jaxdiff, importlib\n"
         f"for part in '{parts}'.split(): importlib.import_module('jaxdiff.' + part)\n"
