@@ -37,7 +37,7 @@ class Evaluation:
     Attributes:
         tokens: Rows used [tokens].
         l0: Active latents per token (mean over models when decoupled).
-        fve: Fraction of variance explained, for each model.
+        fve: Fraction of variance explained, for each model; 0 where nothing varies.
         fve_all: The same over all models.
         dead: Part of the latents that no row activates.
     """
@@ -105,10 +105,14 @@ def evaluate(d: Dictionary, validation: Validation, normalization: Normalization
     return Evaluation(
         tokens=int(rows),
         l0=float(sums["active"] / rows),
-        fve=tuple(float(v) for v in 1 - sums["residual"] / total),
-        fve_all=float(1 - sums["residual"].sum() / total.sum()),
+        fve=tuple(_explained(*pair) for pair in zip(sums["residual"], total, strict=True)),
+        fve_all=_explained(sums["residual"].sum(), total.sum()),
         dead=float(np.mean(sums["fired"] == 0)),
     )
+
+
+def _explained(residual: float, total: float) -> float:
+    return float(1 - residual / total) if total > 0 else 0.0
 
 
 def _search(batches, n: int, groups: int) -> np.ndarray:
