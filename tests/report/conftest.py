@@ -98,6 +98,8 @@ def _row(rng, name, latent, kind, null):
         "cosine": round(min(1.0, rng.gauss(0.9, 0.08)), 4),
         "nu_reconstruction": _interval(rng, r),
         "nu_error": _interval(rng, e),
+        "effective_sequences": round(rng.uniform(3, 300), 2),
+        "reason": "an interval straddles a threshold" if verdict == "undecided" else None,
         "frequency": round(10 ** rng.uniform(-4, -1), 6),
         "max_activation": round(peak, 4),
         "mean_activation": round(0.4 * peak, 4),

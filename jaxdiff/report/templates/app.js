@@ -87,7 +87,7 @@ function show() {
     latentPart.hidden = false;
     drawLatent(latentPart, route.view, route.latent);
     document.title = `Latent ${route.latent} · ${route.view.label} · jaxdiff`;
-    scrollTo(0, 0);
+    scrollTo({ top: 0, behavior: "instant" });
     latentPart.querySelector("h2").focus({ preventScroll: true });
     return;
   }
@@ -98,9 +98,9 @@ function show() {
   document.title = overview.dataset.title;
   if (!returning) return;
   const target = document.getElementById(location.hash.slice(1));
-  if (target && location.hash !== "#latents") target.scrollIntoView();
-  else if (overviewScroll) scrollTo(0, overviewScroll);
-  else if (target) target.scrollIntoView();
+  if (target && location.hash !== "#latents") target.scrollIntoView({ behavior: "instant" });
+  else if (overviewScroll) scrollTo({ top: overviewScroll, behavior: "instant" });
+  else if (target) target.scrollIntoView({ behavior: "instant" });
 }
 
 addEventListener("hashchange", show);

@@ -254,7 +254,7 @@ function scatterPlot(view) {
       const area = stage.getBoundingClientRect();
       stage.style.cursor = "pointer";
       showTip(area.left + px, area.top + py,
-        `latent ${row.latent}  ·  ${row.verdict || NOTHING}  ·  ${className(row.class)}`,
+        `latent ${row.latent}: verdict ${row.verdict || NOTHING}, class ${className(row.class)}`,
         [nu("r"), ` ${fixed(row.nu_reconstruction[0])} ${range(row.nu_reconstruction)}`],
         [nu("ε"), ` ${fixed(row.nu_error[0])} ${range(row.nu_error)}`],
         `relative norm ${fixed(row.relative_norm, 3)}`,
@@ -280,7 +280,8 @@ function scatterPlot(view) {
   stage.addEventListener("pointermove", (event) => highlight(nearest(event, 14)));
   stage.addEventListener("pointerleave", () => highlight(-1));
   stage.addEventListener("blur", () => highlight(-1));
-  stage.addEventListener("click", (event) => open(nearest(event, event.pointerType === "touch" ? 26 : 14)));
+  // A click's position is rounded: it opens the point that the pointer shows. A finger shows none.
+  stage.addEventListener("click", (event) => open(chosen >= 0 ? chosen : nearest(event, 26)));
   stage.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (step && points.length) {

@@ -120,9 +120,9 @@ function nu(index) {
   return ["ν", el("sup", {}, index)];
 }
 
-function chip(verdict) {
+function chip(verdict, reason) {
   if (!verdict) return el("span", { class: "muted" }, NOTHING);
-  return el("span", { class: `chip ${safe(verdict)}`, title: words.verdicts[verdict] }, verdict);
+  return el("span", { class: `chip ${safe(verdict)}`, title: reason || words.verdicts[verdict] }, verdict);
 }
 
 /** A name fit for a class attribute. */

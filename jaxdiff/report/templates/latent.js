@@ -39,7 +39,7 @@ function facts(row) {
     ["cosine of its decoders", fixed(row.cosine, 3), "base with fine-tuned"],
     ["relative norm, raw", fixed(row.relative_norm_raw, 3), "in the models' own units"],
     ["side", row.side === "ft" ? "fine-tuned" : row.side || NOTHING, "has the larger decoder"],
-    ["effective documents", typeof row.sequences === "number" ? significant(row.sequences) : null, "that carry the latent"],
+    ["effective documents", typeof row.effective_sequences === "number" ? significant(row.effective_sequences) : null, "that carry the latent"],
   ].filter(([, value]) => value !== null);
   return el("dl", { class: "facts" }, pairs.map(([name, value, unit]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, unit ? el("span", { class: "note" }, unit) : null))));
 }
@@ -103,7 +103,7 @@ function drawLatent(box, view, latent) {
       el("p", { class: "kicker" }, view.label),
       el("h2", { tabindex: -1 }, `Latent ${latent}`),
       el("p", { class: "chips" }, chip(row.verdict), el("span", { class: "chip plain" }, className(row.class)), row.behaviour ? el("a", { class: "chip plain", href: "#truth" }, `${row.behaviour}, AUROC ${fixed(row.behaviour_auroc, 3)}`) : null),
-      el("p", {}, words.verdicts[row.verdict] || "")),
+      el("p", {}, row.reason ? `Why ${row.verdict}: ${row.reason}.` : words.verdicts[row.verdict] || "")),
     el("div", { class: "rails" }, norm,
       nuRail(nu("r"), row.nu_reconstruction, settings.nu_reconstruction, `Above ${settings.nu_reconstruction}: decoupled, other latents of the other model write this direction too.`, row.reason),
       nuRail(nu("ε"), row.nu_error, settings.nu_error, `Above ${settings.nu_error}: shrunk, the other model's error still holds this direction.`, row.reason)),

@@ -68,7 +68,7 @@ function snippet(view, row) {
 
 function cell(view, row, column) {
   if (column.key === "latent") return el("th", { scope: "row", class: "number" }, el("a", { href: hrefOf(view, row.latent) }, String(row.latent)));
-  if (column.key === "verdict") return el("td", {}, chip(row.verdict));
+  if (column.key === "verdict") return el("td", {}, chip(row.verdict, row.reason));
   if (column.interval) {
     const interval = column.interval(row);
     return el("td", { class: "number", title: interval ? null : row.reason }, fixed(middle(interval)), el("span", { class: "range" }, range(interval)));
