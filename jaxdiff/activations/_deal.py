@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ class Window:
         return jax.tree.map(lambda a: np.take(a, at, axis=0), self.rows)
 
 
+@runtime_checkable
 class Windows(Protocol):
     """An iterator of windows with a position."""
 

@@ -63,7 +63,8 @@ def harvest(
         if not batches:
             raise _no_text()
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        batches = grain.MapDataset.source(batches).to_iter_dataset(options)
+        batches = grain.MapDataset.range(len(batches)).map(batches.__getitem__)
+        batches = batches.to_iter_dataset(options)
     return Harvest(pair, batches, site, shape, config, mesh)
 
 

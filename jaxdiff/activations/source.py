@@ -1,7 +1,7 @@
 """Where a trainer gets its activations from: one interface, and its form for a store."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -14,6 +14,7 @@ from jaxdiff.errors import JaxdiffError
 from jaxdiff.types import ActivationBatch
 
 
+@runtime_checkable
 class BatchIterator(Protocol):
     """Batches of activations; its position can be saved as JSON and restored."""
 
@@ -23,6 +24,7 @@ class BatchIterator(Protocol):
     def set_state(self, state: dict[str, Any]) -> None: ...  # noqa: D102
 
 
+@runtime_checkable
 class ActivationSource(Protocol):
     """Shuffled activations to train on, from a store or straight from the models."""
 

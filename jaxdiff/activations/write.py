@@ -1,6 +1,7 @@
 """Writing a store, so that it can be killed at any point and go on."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from jaxdiff.activations.recorded import Recorded
 from jaxdiff.activations.rows import concatenate
 from jaxdiff.config import HarvestConfig
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.progress import Advance
 from jaxdiff.types import ActivationBatch
 
 _NAMES = ("x", *COLUMNS)
@@ -34,7 +34,7 @@ def write_store(
     rows: Harvest | Recorded,
     *,
     config: HarvestConfig,
-    advance: Advance | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> None:
     """Writes all rows of a harvest into a folder that `Store.open` reads.
 
@@ -48,7 +48,7 @@ def write_store(
         folder: A path, or the URL of a bucket; the working folder of a `jaxdiff.manifest.stage`.
         rows: From its start; moved on to where the folder's content ends.
         config: `dtype`, `chunk` and `normalize` are used here.
-        advance: Told of every document written; first of those that were there already.
+        advance: Told how many documents were written; first, those that were there already.
 
     Raises:
         JaxdiffError: If the disk is full or cannot be written, there are no rows, or the folder
@@ -72,12 +72,16 @@ def write_store(
 
 class _ShardWriter:
     def __init__(
-        self, files: Files, rows: Harvest | Recorded, info: ShardInfo, advance: Advance | None
+        self,
+        files: Files,
+        rows: Harvest | Recorded,
+        info: ShardInfo,
+        advance: Callable[[int], object] | None,
     ):
         self._files = files
         self._rows = rows
         self._info = info
-        self._advance = advance or (lambda n=1, note="": None)
+        self._advance = advance or (lambda n: None)
         self._key = shard_key(info.shard)
         self._pending: list[tuple[str, Any]] = []
         self._commit: dict[str, Any] | None = None
