@@ -66,7 +66,7 @@ def to_document(row: Mapping[str, Any], column: str | None, *, where: str) -> di
         document["messages"] = [_message(item, column, where) for item in value]
     else:
         raise JaxdiffError(
-            f"{column!r} should be a string or a list of messages, it is {_kind(value)}",
+            f"{column!r} should be a string or a list of messages, it {_kind(value)}",
             where=where,
         )
     if row.get("labels") is not None:
@@ -76,18 +76,18 @@ def to_document(row: Mapping[str, Any], column: str | None, *, where: str) -> di
 
 def _message(item: Any, column: str, where: str) -> dict[str, str]:
     if not isinstance(item, Mapping) or not isinstance(item.get("role"), str):
-        keys = f"the keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else _kind(item)
+        found = f"has {', '.join(map(str, item))}" if isinstance(item, Mapping) else _kind(item)
         raise JaxdiffError(
-            f"a message in {column!r} needs a role and a content, it has {keys}", where=where
+            f"a message in {column!r} needs role and content, this one {found}", where=where
         )
     content = item.get("content")
     if not isinstance(content, str):
         raise JaxdiffError(
-            f"the content of a message in {column!r} should be a string, it is {_kind(content)}",
+            f"the content of a message in {column!r} should be a string, it {_kind(content)}",
             where=where,
         )
     return {"role": item["role"], "content": content}
 
 
 def _kind(value: Any) -> str:
-    return "null" if value is None else f"of type {type(value).__name__}"
+    return "is null" if value is None else f"is of type {type(value).__name__}"

@@ -108,8 +108,11 @@ def test_changed_file_is_read_anew(write):
         ("[1]", "should be a JSON object, it is of type list"),
         ('{"body": "x"}', "no column is named .* or text; there are: body"),
         ('{"text": 3}', "'text' should be a string or a list of messages, it is of type int"),
-        ('{"messages": ["x"]}', "needs a role and a content, it has of type str"),
-        ('{"messages": [{"from": "a", "value": "b"}]}', "it has the keys from, value"),
+        ('{"messages": ["x"]}', "needs role and content, this one is of type str"),
+        (
+            '{"messages": [{"from": "a", "value": "b"}]}',
+            "needs role and content, this one has from, value",
+        ),
         ('{"messages": [{"role": "user"}]}', "content of a message .* it is null"),
     ],
 )
