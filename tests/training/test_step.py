@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdiff.activations.normalization import Normalization
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.mesh import make_mesh
+from jaxdiff.mesh import DATA, make_mesh, sharding
 from jaxdiff.training import compiled
 from jaxdiff.training.sparsity import annealed_k
 from jaxdiff.training.state import init_state
@@ -77,16 +77,17 @@ def test_same_on_one_and_on_eight_devices(alone, rule, data, latent):
         assert float(infos[-1].aux) > 0 and float(infos[-1].dead) > 0
 
 
-def test_no_array_of_codes_is_gathered():
-    """The batch of codes [B, L] stays split: only activations and sums cross devices."""
+def test_only_sums_cross_devices():
+    """Parameters and codes [B, L] stay where they are, also in the search for the n-th key."""
     mesh = make_mesh(2, 4)
     train = TrainConfig(steps=10, batch=BATCH)
     _, like = compiled.compile_init(config("batch_topk"), train, SHAPE, mesh)
     step = compiled.compile_step(config("batch_topk"), train, like, mesh)
-    x = jax.ShapeDtypeStruct((BATCH, *SHAPE), jnp.float32)
+    x = jax.ShapeDtypeStruct((BATCH, *SHAPE), jnp.float32, sharding=sharding(mesh, DATA))
     text = step.lower(like, x, Unchanged()).compile().as_text()
-    assert f"[{BATCH // 2},4]" in text  # The local part of [B, L].
-    assert f"[{BATCH},16]" not in text
+    assert "all-reduce(" in text and f"f32[{BATCH // 2},4]" in text  # The local part of [B, L].
+    for operation in ("all-gather(", "all-to-all(", "collective-permute("):
+        assert operation not in text
 
 
 def test_a_mesh_that_does_not_fit_is_refused():
