@@ -18,8 +18,8 @@ from jaxdiff.report.findings import findings, found_of, mistaken
 from jaxdiff.report.schema import check
 
 FILE = "index.html"
-# One script in five files; later ones use what earlier ones define.
-_SCRIPTS = ("core.js", "charts.js", "table.js", "latent.js", "app.js")
+# One script in six files; later ones use what earlier ones define.
+_SCRIPTS = ("core.js", "charts.js", "scatter.js", "table.js", "latent.js", "app.js")
 
 
 def write(results: dict[str, Any], folder: Path) -> Path:
