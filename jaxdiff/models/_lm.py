@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
@@ -32,18 +33,27 @@ class LM:
 
 def init(spec: ModelConfig, *, key: Key[Array, ""]) -> LM:
     """Returns a model with random float32 parameters, scaled by fan-in, ready to be trained."""
-    graphdef, _ = abstract(spec)
+    return LM(params=_init(spec, key), graphdef=abstract(spec)[0], spec=spec)
 
-    def params(key):
-        return nnx.to_pure_dict(nnx.state(Decoder(spec, rngs=nnx.Rngs(key))))
 
-    return LM(params=jax.jit(params)(key), graphdef=graphdef, spec=spec)
+@partial(jax.jit, static_argnames="spec")
+def _init(spec: ModelConfig, key: Array) -> dict[str, Any]:
+    # One draw for the whole model: a draw for each matrix takes seconds to compile.
+    sizes = [prod(leaf.shape) for leaf in jax.tree.leaves(abstract(spec)[1])]
+    pool, used = jax.random.normal(key, (sum(sizes),)), 0
+
+    def normal(*shape: int) -> Array:
+        nonlocal used
+        used += prod(shape)
+        return pool[used - prod(shape) : used].reshape(shape)
+
+    return nnx.to_pure_dict(nnx.state(Decoder(spec, normal=normal)))
 
 
 @lru_cache(maxsize=32)
 def abstract(spec: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Returns the NNX structure and the shapes of the parameters of a model, without making it."""
-    module = nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: Decoder(spec, normal=lambda *shape: jnp.zeros(shape)))
     graphdef, state = nnx.split(module)
     return graphdef, nnx.to_pure_dict(state)
 

@@ -17,6 +17,8 @@ from jaxdiff.models.rope import rotate
 from jaxdiff.models.spec import ModelConfig
 
 Tap = Callable[[str, Array], Array]
+Normal = Callable[..., Array]
+"""Draws standard normal numbers: `normal(*shape)`."""
 
 
 class Context(NamedTuple):
@@ -36,10 +38,10 @@ class Context(NamedTuple):
 class Linear(nnx.Module):
     """`x @ weight.T + bias`."""
 
-    def __init__(self, *shape: int, bias: bool, scale: float = 1.0, rngs: nnx.Rngs):
+    def __init__(self, *shape: int, bias: bool, scale: float = 1.0, normal: Normal):
         *layers, out, width = shape
         std = scale * width**-0.5
-        self.weight = nnx.Param(std * jax.random.normal(rngs(), shape))
+        self.weight = nnx.Param(std * normal(*shape))
         self.bias = nnx.Param(jnp.zeros((*layers, out))) if bias else None
 
     def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
@@ -66,15 +68,15 @@ class Norm(nnx.Module):
 class Attention(nnx.Module):
     """Causal grouped-query attention with rotary positions."""
 
-    def __init__(self, spec: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, spec: ModelConfig, *, normal: Normal):
         self.spec = spec
         n, d, bias = spec.n_layers, spec.d_model, spec.attention_bias
         queries, keys = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-        self.q = Linear(n, queries, d, bias=bias, rngs=rngs)
-        self.k = Linear(n, keys, d, bias=bias, rngs=rngs)
-        self.v = Linear(n, keys, d, bias=bias, rngs=rngs)
+        self.q = Linear(n, queries, d, bias=bias, normal=normal)
+        self.k = Linear(n, keys, d, bias=bias, normal=normal)
+        self.v = Linear(n, keys, d, bias=bias, normal=normal)
         # 2N branches add to the stream: this keeps its variance near 1 at the start of training.
-        self.o = Linear(n, d, queries, bias=bias, scale=(2 * n) ** -0.5, rngs=rngs)
+        self.o = Linear(n, d, queries, bias=bias, scale=(2 * n) ** -0.5, normal=normal)
 
     def __call__(
         self, x: Float[Array, "B T D"], context: Context, window: Int[Array, ""] | None
@@ -98,12 +100,12 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """`down(act(gate(x)) * up(x))`."""
 
-    def __init__(self, spec: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, spec: ModelConfig, *, normal: Normal):
         n, d, hidden, bias = spec.n_layers, spec.d_model, spec.d_mlp, spec.mlp_bias
         self.activation = spec.activation
-        self.gate = Linear(n, hidden, d, bias=bias, rngs=rngs)
-        self.up = Linear(n, hidden, d, bias=bias, rngs=rngs)
-        self.down = Linear(n, d, hidden, bias=bias, scale=(2 * n) ** -0.5, rngs=rngs)
+        self.gate = Linear(n, hidden, d, bias=bias, normal=normal)
+        self.up = Linear(n, hidden, d, bias=bias, normal=normal)
+        self.down = Linear(n, d, hidden, bias=bias, scale=(2 * n) ** -0.5, normal=normal)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the MLP to each token."""
@@ -115,13 +117,13 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One layer; made with the parameters of all layers stacked."""
 
-    def __init__(self, spec: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, spec: ModelConfig, *, normal: Normal):
         n, d = spec.n_layers, spec.d_model
         self.attn_norm = Norm(n, d, spec=spec)
-        self.attn = Attention(spec, rngs=rngs)
+        self.attn = Attention(spec, normal=normal)
         self.attn_post_norm = Norm(n, d, spec=spec) if spec.post_norms else None
         self.mlp_norm = Norm(n, d, spec=spec)
-        self.mlp = MLP(spec, rngs=rngs)
+        self.mlp = MLP(spec, normal=normal)
         self.mlp_post_norm = Norm(n, d, spec=spec) if spec.post_norms else None
 
     def __call__(
@@ -141,15 +143,13 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, blocks, final norm and unembedding."""
 
-    def __init__(self, spec: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, spec: ModelConfig, *, normal: Normal):
         vocab, d = spec.vocab_size, spec.d_model
         self.spec = spec
-        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs(), (vocab, d)))
-        self.blocks = Block(spec, rngs=rngs)
+        self.embedding = nnx.Param(0.02 * normal(vocab, d))
+        self.blocks = Block(spec, normal=normal)
         self.final_norm = Norm(d, spec=spec)
-        self.unembedding = (
-            None if spec.tied else nnx.Param(0.02 * jax.random.normal(rngs(), (vocab, d)))
-        )
+        self.unembedding = None if spec.tied else nnx.Param(0.02 * normal(vocab, d))
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Returns the embeddings; those of token ids that do not exist are NaN."""
