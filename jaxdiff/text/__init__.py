@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from jaxdiff.text._encode import encode_documents as encode_documents
     from jaxdiff.text._sources import fingerprint as fingerprint
     from jaxdiff.text._sources import open_source as open_source
+    from jaxdiff.text._tokenizer import Tokenizer as Tokenizer
     from jaxdiff.text._tokenizer import describe as describe
     from jaxdiff.text._tokenizer import load_tokenizer as load_tokenizer
 
 # Grain is imported by the first use of `batches`, not by `import jaxdiff.text`.
 _HOMES = {
     "Document": "_encode",
+    "Tokenizer": "_tokenizer",
     "batches": "_batches",
     "count": "_batches",
     "describe": "_tokenizer",
