@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.progress import (
 console = Console(stderr=True)
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Moves a progress bar on by `n` units, with a short `note` shown behind it."""
 

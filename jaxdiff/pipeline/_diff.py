@@ -68,7 +68,8 @@ def _diff_one(config: RunConfig, name: str, dictionary: str) -> None:
             mesh=make_mesh(config.mesh.data, config.mesh.latent),
         )
         tokenizer = inputs.load_tokenizer(pairs(config)[name])
-        content = found.to_json(lambda token: text.describe(tokenizer, [token])[0]) | {
+        words = text.describe(tokenizer, range(len(tokenizer)))
+        content = found.to_json(words.__getitem__) | {
             "l0_validation": result.evaluation.l0,
             "l1_weight": result.l1_weight,
             "training": {

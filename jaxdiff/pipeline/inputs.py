@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxdiff import manifest, models, organisms, text
 from jaxdiff.activations import ModelPair
 from jaxdiff.config import PairConfig, RunConfig, SourceConfig, TextConfig
-from jaxdiff.text._tokenizer import Tokenizer
+from jaxdiff.text import Tokenizer
 
 PREFIX = "organism:"
 
