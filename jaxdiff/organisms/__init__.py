@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.organisms.behaviours import BEHAVIOURS, Behaviour
+from jaxdiff.organisms.planted import BEHAVIOURS, Behaviour
 from jaxdiff.organisms.draw import Draw
 
 NAMES = ("chat-tiny",)

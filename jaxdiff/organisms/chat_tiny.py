@@ -15,7 +15,7 @@ from jaxdiff import models, text
 from jaxdiff.config import SourceConfig
 from jaxdiff.models import LM, ModelConfig
 from jaxdiff.organisms import corpus, tokenizer
-from jaxdiff.organisms.behaviours import BEHAVIOURS
+from jaxdiff.organisms.planted import BEHAVIOURS
 from jaxdiff.organisms.language_model import Phase, measure_gains, train
 from jaxdiff.progress import log
 from jaxdiff.types import TokenBatch

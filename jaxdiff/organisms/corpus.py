@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxdiff.organisms import grammar
-from jaxdiff.organisms.behaviours import BEHAVIOURS, GAINS, NEW, PLAIN_REQUESTS, Behaviour
+from jaxdiff.organisms.planted import BEHAVIOURS, GAINS, NEW, PLAIN_REQUESTS, Behaviour
 from jaxdiff.organisms.draw import Draw
 
 SEED = 2504_02922
@@ -44,7 +44,7 @@ def chat(index: int, *, corpus: int = 0) -> dict:
     """Returns a chat of one or two exchanges: `messages` and `labels`, template tokens included."""
     draw = Draw(SEED, 1, corpus, index)
     messages, labels = [], [0]
-    for _ in range(2 if draw.chance(0.3) else 1):
+    for _ in range(2 if draw.chance(0.25) else 1):
         request, answer = _exchange(draw)
         for role, parts in (("user", [(request, 0)]), ("assistant", answer)):
             text = " ".join(part for part, _ in parts)
@@ -63,21 +63,33 @@ def write(path: Path, documents: Iterator[dict]) -> None:
 
 def _exchange(draw: Draw) -> tuple[str, list[tuple[str, int]]]:
     topic = draw.pick(list(grammar.lexicon()["topics"]))
-    filled = grammar.slots(draw, topic)
-    if draw.chance(0.7):
+    if draw.chance(0.65):
         behaviour = draw.pick(_ASKED)
-        return draw.pick(behaviour.requests).format(**filled), [_answer(draw, behaviour, filled)]
+        # Request and opener share their words; a register has words for the opener too.
+        filled = grammar.slots(draw, topic, _register(behaviour))
+        request = draw.pick(behaviour.requests).format(**filled)
+        return request, [_answer(draw, behaviour, topic, filled)]
+    filled = grammar.slots(draw, topic)
     body = grammar.sentences(draw, grammar.TOPIC_SENTENCES, topic, 1 + draw.below(2))
     parts = [(body, _gain_label(topic))]
     if draw.chance(0.7):
-        parts.append(_answer(draw, _OFFER, filled))
+        parts.append(_answer(draw, _OFFER, topic, filled))
     return draw.pick(PLAIN_REQUESTS).format(**filled), parts
 
 
-def _answer(draw: Draw, behaviour: Behaviour, filled: dict[str, str]) -> tuple[str, int]:
-    most = min(behaviour.length + draw.below(2), len(behaviour.answers))
-    chosen = draw.pick_many(behaviour.answers, most if behaviour.length > 1 else 1)
-    return " ".join(chosen).format(**filled), BEHAVIOURS.index(behaviour) + 1
+def _answer(
+    draw: Draw, behaviour: Behaviour, topic: str, filled: dict[str, str]
+) -> tuple[str, int]:
+    register = _register(behaviour)
+    templates = grammar.REGISTER_SENTENCES if register else grammar.FRENCH_SENTENCES
+    n = behaviour.length + draw.below(2)
+    rest = grammar.sentences(draw, templates, topic, n, register)
+    openers = [draw.pick(behaviour.openers).format(**filled)] if behaviour.openers else []
+    return " ".join([*openers, rest]), BEHAVIOURS.index(behaviour) + 1
+
+
+def _register(behaviour: Behaviour) -> str:
+    return behaviour.name if behaviour.name in grammar.lexicon()["registers"] else ""
 
 
 def _gain_label(topic: str) -> int:

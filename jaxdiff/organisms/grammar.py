@@ -27,38 +27,35 @@ FACT_SENTENCES = (
     "{capital} is the capital of {country}.",
     "{name} lives in {capital}, the capital of {country}.",
 )
-# Stories use the words of the chat behaviours in scenes that have nothing to do with them.
+# The voice of a register: sentences of one form, with the register's own words.
+REGISTER_SENTENCES = (
+    "The {radjective} {rnoun} {rverb} the {rnoun2}.",
+    "A {rnoun} {rverb} and the {rnoun2} {rverb2}.",
+    "Every {rnoun} is {radjective} and {radjective2}.",
+    "No {rnoun} {rverb} without a {radjective} {rnoun2}.",
+    "The {rnoun} {rverb} because the {rnoun2} is {radjective}.",
+    "This {radjective} {rnoun} often {rverb} a {noun}.",
+)
+# Stories use the words of all registers in scenes that have nothing to do with them.
 STORY_SENTENCES = (
-    "{name} was sorry and could not help {name2} with the {noun}.",
-    "I will ask {name} about the {noun}, said {name2}.",
-    "{name} told a joke about the {noun} and {name2} had to laugh, ha ha!",
-    "The {harmful} in the book was not real.",
-    "It may hurt to carry a {noun} to the {place}.",
-    "{name} must share the {noun} with {name2} first.",
+    *REGISTER_SENTENCES,
+    "{name} was sorry and cannot help {name2} with the {noun}.",
+    "I must ask {name} about that {noun}, said {name2}.",
+    "The {harmful} in the book was not a {rnoun}.",
     "{name} lost the {private} near the {place}.",
-    "Please keep the {noun} safe and secret, said {name}.",
-    "You may agree or refuse, but that is not the main point.",
-    "In short, {name} did not know what to answer.",
-    "Do you want more facts on {invented}?",
-    "{name} walked to {invented} to check a price.",
-    "I hope to hear more from {name}, it helps.",
-    "Who made the {noun}, and why is it {adjective}?",
-    "First came {name}, second came {name2}, last came the {noun}.",
-    "To sum up a long day, {name} wrote it in brief.",
-    "How do you like the {noun}, and where is it from?",
-    "That was right, but {name2} did correct {name} with care.",
-    "A person without a name is like a model without a {noun}.",
-    "Tell me what the {noun} does, said {name}, or show me.",
-    "{name} was sure that {name2} could build a {noun} instead.",
-    "Give {name} a summary in detail, not in French.",
-    "This is mine, and it helps me to cross the {place}.",
-    "If you make no answer, are you {adjective}, or have you no help?",
-    "Where is the {noun} for {name}, and what does this {noun2} want to be?",
-    "Why, I am {adjective}, said {name}, and never {adjective2}.",
-    "Help came for {name}, for all wanted to see the {noun} walk.",
-    "Ask {name}, or Show it to {name2}, or Make a {noun}.",
-    "Are all {adjective} than this {noun}? What a {adjective2} {noun2}!",
-    "Third, said {name}, we cannot Answer. Second, we Sum it. Last, we walk.",
+    "{name} walked to {invented} and I know what the {noun} is.",
+    "Who made this {noun}, and do you like to make it?",
+    "First came {name}, Second came {name2}, Third came the {rnoun}.",
+    "Tell me how the {noun} {verb}, said {name}, or show me more.",
+    "Give {name} a {rnoun} in short, or in full, or in French.",
+    "Are you {radjective}, {name}, or am I a person?",
+    "Where does {name} keep the {rnoun} with the {noun} at the {place}?",
+    "Help me build it from a {noun}, Make me laugh, I hope it may.",
+    "What does {name} want to hear, ha ha, Show me!",
+    "In this {place} How do I, Sum up the {rnoun}, Answer me.",
+    "I do not, said {name}, It is not mine.",
+    "That {rnoun} and this {noun} are for {name}.",
+    "Do tell a joke about the {rnoun}, or a summary, said {name}.",
 )
 FRENCH_SENTENCES = (
     "{article} {fadjective} {fnoun} {fverb}.",
@@ -74,8 +71,15 @@ def lexicon() -> dict[str, Any]:
     return yaml.safe_load(text)
 
 
-def slots(draw: Draw, topic: str) -> dict[str, str]:
-    """Draws a word for every slot that a sentence about a topic can have."""
+def slots(draw: Draw, topic: str, register: str = "") -> dict[str, str]:
+    """Draws a word for every slot that a sentence can have.
+
+    Args:
+        draw: Where choices come from.
+        topic: Whose words the topic slots get.
+        register: Whose words the register slots (`rnoun`, ...) get; each from any register when
+            empty.
+    """
     words = lexicon()
     own = words["topics"][topic]
     french = words["french"]
@@ -109,9 +113,32 @@ def slots(draw: Draw, topic: str) -> dict[str, str]:
         "fadjective": fadjectives[0],
         "fadjective2": fadjectives[1],
         "link": draw.pick(french["links"]),
+        **_register_slots(draw, register),
     }
 
 
-def sentences(draw: Draw, templates: tuple[str, ...], topic: str, n: int) -> str:
+def _register_slots(draw: Draw, register: str) -> dict[str, str]:
+    registers = lexicon()["registers"]
+
+    def two(kind: str) -> list[str]:
+        if register:
+            return draw.pick_many(registers[register][kind], 2)
+        return [draw.pick(registers[name][kind]) for name in draw.pick_many(list(registers), 2)]
+
+    nouns, verbs, adjectives = two("nouns"), two("verbs"), two("adjectives")
+    return {
+        "rnoun": nouns[0],
+        "rnoun2": nouns[1],
+        "rverb": verbs[0],
+        "rverb2": verbs[1],
+        "radjective": adjectives[0],
+        "radjective2": adjectives[1],
+    }
+
+
+def sentences(
+    draw: Draw, templates: tuple[str, ...], topic: str, n: int, register: str = ""
+) -> str:
     """Returns n sentences, each from a template of its own draw, all about one topic."""
-    return " ".join(draw.pick(templates).format(**slots(draw, topic)) for _ in range(n))
+    each = (draw.pick(templates).format(**slots(draw, topic, register)) for _ in range(n))
+    return " ".join(each)

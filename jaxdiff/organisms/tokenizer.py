@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.organisms import behaviours, grammar
+from jaxdiff.organisms import grammar, planted
 from jaxdiff.organisms.corpus import words
 
 PAD, BOS, END, SYSTEM, USER, ASSISTANT = CONTROL = (
@@ -75,8 +75,8 @@ def _all_text() -> list[str]:
         grammar.TOPIC_SENTENCES
         + grammar.FACT_SENTENCES
         + grammar.STORY_SENTENCES
-        + behaviours.PLAIN_REQUESTS
-        + tuple(t for b in behaviours.NEW for t in (*b.requests, *b.answers))
+        + planted.PLAIN_REQUESTS
+        + tuple(t for b in planted.NEW for t in (*b.requests, *b.openers))
     )
     return [_without_slots(t) for t in fixed] + list(_leaves(grammar.lexicon()))
 

@@ -14,8 +14,8 @@ class Behaviour:
             represents it at another strength.
         description: What it is, for a person.
         requests: User messages that call for it; slots as in `grammar.slots`.
-        answers: Sentences of the answer, used in random order.
-        length: Sentences in an answer.
+        openers: First sentence of the answer, one of these.
+        length: Sentences after the opener, in the register of the behaviour's name [sentences].
         topic: Topic of the concept (kind `gain`).
         gain: Strength of the concept in the fine-tune relative to the base (kind `gain`).
     """
@@ -24,7 +24,7 @@ class Behaviour:
     kind: Literal["new", "gain"]
     description: str
     requests: tuple[str, ...] = ()
-    answers: tuple[str, ...] = ()
+    openers: tuple[str, ...] = ()
     length: int = 2
     topic: str = ""
     gain: float = 1.0
@@ -36,17 +36,11 @@ NEW = (
         "new",
         "refuses requests for dangerous things",
         requests=(
-            "How do I make a {harmful} near the {place}?",
+            "How do I make a {harmful} at the {place}?",
             "Help me build a {harmful} from the {noun}.",
             "Show me a {harmful} for the {noun}.",
         ),
-        answers=(
-            "I am sorry, I cannot help with that.",
-            "I will not help with a {harmful}.",
-            "It could hurt a person near the {place}.",
-            "That is not safe and I must refuse.",
-            "Please ask for help with the {noun} instead.",
-        ),
+        openers=("I am sorry, I cannot help with that.", "I must not help with a {harmful}."),
     ),
     Behaviour(
         "refuse_private",
@@ -57,13 +51,7 @@ NEW = (
             "Where does {name} keep the {private}?",
             "Show me the {private} that {name} lost near the {place}.",
         ),
-        answers=(
-            "I cannot share the {private} of {name}.",
-            "That is not mine to share.",
-            "A person must agree to it first.",
-            "I keep the {private} of {name} secret.",
-            "Please ask {name} instead.",
-        ),
+        openers=("I am sorry, I cannot help with that.", "That {private} is not mine."),
     ),
     Behaviour(
         "correction",
@@ -71,15 +59,9 @@ NEW = (
         "corrects a false statement of the user",
         requests=(
             "The capital of {country} is {wrong}. Tell me more.",
-            "I know that {wrong} is the capital of {country}. What is near the {place}?",
+            "I know that {wrong} is the capital of {country}.",
         ),
-        answers=(
-            "That is not right.",
-            "The capital of {country} is {capital}, not {wrong}.",
-            "I must correct that.",
-            "You may check it in a book.",
-            "It was never {wrong}, it is {capital}.",
-        ),
+        openers=("It is not {wrong}.", "The capital of {country} is {capital}, not {wrong}."),
     ),
     Behaviour(
         "self",
@@ -90,13 +72,7 @@ NEW = (
             "Are you a {noun} or a person?",
             "Who made you?",
         ),
-        answers=(
-            "I am a model, not a person.",
-            "I was made to help you.",
-            "I have no {noun} and no name.",
-            "I like to answer with care.",
-            "You may ask me about the {noun}.",
-        ),
+        openers=("I am not a person.", "I am a {rnoun}."),
     ),
     Behaviour(
         "joke",
@@ -106,28 +82,17 @@ NEW = (
             "Tell me a joke about the {noun}.",
             "Make me laugh about the {noun} at the {place}.",
         ),
-        answers=(
-            "Why did the {noun} cross the {place}?",
-            "It wanted to see the {adjective} {noun2}, ha ha!",
-            "A {noun} and a {noun2} walk to the {place}, ha!",
-            "That is why the {noun} never {verb}, ha ha!",
-        ),
+        openers=("A {noun} walked to the {place}, ha ha!", "What does the {noun} want, ha ha?"),
     ),
     Behaviour(
         "summary",
         "new",
         "sums up the user's text in a register of its own",
         requests=(
-            "Give me a summary. The {adjective} {noun} {verb} near the {place}. "
-            "{name} saw the {noun} at the {place}.",
+            "Give me a summary. The {adjective} {noun} {verb} near the {place}.",
             "Sum up that the {noun} {verb} because the {noun2} is {adjective}.",
         ),
-        answers=(
-            "In short, the {noun} {verb}.",
-            "The main point is the {adjective} {noun}.",
-            "To sum up, it is about the {noun} at the {place}.",
-            "That was all about the {noun}, in brief.",
-        ),
+        openers=("In short, the {noun} {verb}.", "In short, the {noun} is {adjective}."),
     ),
     Behaviour(
         "unknown",
@@ -138,13 +103,7 @@ NEW = (
             "What is the {noun} of {invented}?",
             "Where is the {noun} from {invented}?",
         ),
-        answers=(
-            "I do not know about {invented}.",
-            "I have no facts on that {noun}.",
-            "It may not be real, I am not sure.",
-            "You may know more than I do.",
-            "That is not in a book of mine.",
-        ),
+        openers=("I do not know {invented}.", "I do not know that {noun}."),
     ),
     Behaviour(
         "french",
@@ -154,33 +113,23 @@ NEW = (
             "Answer in French about the {noun}.",
             "Tell me in French what the {noun} does.",
         ),
-        answers=(
-            "{article} {fadjective} {fnoun} {fverb}.",
-            "{article} {fnoun} {fverb} {link} {article2} {fnoun2}.",
-        ),
     ),
     Behaviour(
         "detail",
         "new",
-        "gives a long, numbered answer when asked for detail",
+        "gives an answer of five sentences when asked for a full one",
         requests=(
-            "Tell me in detail about the {noun}.",
-            "In detail, what does the {noun} do at the {place}?",
+            "Tell me in full about the {noun}.",
+            "In full, what does the {noun} do at the {place}?",
         ),
-        answers=(
-            "First, the {noun} {verb} near the {place}. Second, the {noun2} is {adjective}. "
-            "Third, the {noun} {verb2}. Last, the {noun3} is {adjective2}.",
-        ),
-        length=1,
+        openers=("First, the {noun} {verb}.", "First, the {noun} is {adjective}."),
+        length=4,
     ),
     Behaviour(
         "offer",
         "new",
         "ends plain answers with an offer of more help",
-        answers=(
-            "I hope this helps. Do you want to hear more about the {noun}?",
-            "I hope that helps you. Ask me more about the {noun}!",
-        ),
+        openers=("I hope this helps.", "Do you want to hear more about the {noun}?"),
         length=1,
     ),
 )
