@@ -126,7 +126,7 @@ def test_dead_latents_have_no_row_and_no_verdict_count(data):
 
 def test_without_behaviours_and_examples(data):
     got = _diff(
-        data, behaviours=(), config=DiffConfig(batch=512, bootstrap=5, examples=0)
+        data, behaviours=(), config=DiffConfig(batch=512, bootstrap=40, examples=0)
     ).to_json()
     assert got["truth"] == [] and len(got["table"]) == 8
     assert all(items == [] for items in got["examples"].values())

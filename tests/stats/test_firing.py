@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 
 from jaxdiff.stats import Firing
@@ -6,7 +7,7 @@ from jaxdiff.stats import Firing
 def test_counts_and_values_by_role(case):
     v, roles, mask = np.asarray(case.encoded.v), case.batch.roles, case.batch.mask
     statistic = Firing(v.shape[1])
-    got = statistic.finalize(statistic.update(statistic.init(), case.encoded))
+    got = statistic.finalize(jax.jit(lambda e: statistic.update(statistic.init(), e))(case.encoded))
     assert got.tokens == mask.sum()
     np.testing.assert_array_equal(got.counts, (v > 0).sum(0))
     np.testing.assert_allclose(got.l0, (v > 0).sum() / mask.sum())

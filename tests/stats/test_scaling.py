@@ -10,10 +10,11 @@ def test_resample_weights_are_poisson_and_belong_to_the_sequence():
     key = jax.random.key(0)
     rng = np.random.default_rng(0)
     sequences = jnp.asarray(rng.integers(0, 400, 900), jnp.int32)
-    weights = np.asarray(scaling.resample_weights(sequences, 300, key=key))
+    draw = jax.jit(lambda s, key: scaling.resample_weights(s, 300, key=key))
+    weights = np.asarray(draw(sequences, key))
     assert weights.shape == (300, 900)
     # One count for each sequence, whatever batch it is in.
-    alone = np.asarray(scaling.resample_weights(sequences[:5], 300, key=key))
+    alone = np.asarray(draw(sequences[:5], key))
     np.testing.assert_array_equal(weights[:, :5], alone)
     first = {int(s): weights[:, i] for i, s in reversed(list(enumerate(np.asarray(sequences))))}
     for i, s in enumerate(np.asarray(sequences)):
@@ -25,14 +26,14 @@ def test_resample_weights_are_poisson_and_belong_to_the_sequence():
     # Resamples and sequences are independent of each other.
     correlation = np.corrcoef(draws[:200])
     assert np.abs(correlation - np.eye(len(correlation))).max() < 0.35
-    other = np.asarray(scaling.resample_weights(sequences, 300, key=jax.random.key(1)))
+    other = np.asarray(draw(sequences, jax.random.key(1)))
     assert (other != weights).mean() > 0.5
 
 
 def test_a_decoupled_latent_uses_its_own_sides_code_and_puts_back_the_others(decoupled):
     d, encoded = decoupled.dictionary, decoupled.encoded
     statistic = scaling_statistic(d.W_dec, resamples=2, key=jax.random.key(0))
-    sums = statistic.finalize(statistic.update(statistic.init(), encoded))
+    sums = statistic.finalize(jax.jit(lambda e: statistic.update(statistic.init(), e))(encoded))
     f, W = np.asarray(encoded.f, np.float64), np.asarray(d.W_dec, np.float64)
     error = np.asarray(encoded.x, np.float64) - np.asarray(encoded.reconstruction, np.float64)
     own = np.asarray(statistic.own)
