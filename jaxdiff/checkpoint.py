@@ -96,9 +96,10 @@ def _read(path: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     from orbax.checkpoint import v1 as ocp
 
     _check_sizes(path)
-    abstract = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _named(like)
-    )
+    abstract = {
+        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
+        for name, a in _named(like).items()
+    }
     arrays = ocp.load(path, abstract)
     metadata = ocp.metadata(path).custom_metadata
     assert isinstance(metadata, dict)

@@ -264,6 +264,6 @@ def _top_rows(keys, n):
 
 
 def _safe_sqrt(squares):
-    # The gradient of sqrt at 0 is infinite; of this it is 0.
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+    # The gradient of sqrt at 0 is infinite; of this it is 0. NaN stays NaN.
+    zero = squares == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))

@@ -86,7 +86,9 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"dictionary": _plain(config), "train": _plain(train), "seed": seed}
     if (folder / f"{files.NAME}.json").exists():
-        return read_result(folder, settings)
+        result = read_result(folder, settings)
+        checkpoint.remove(folder / "checkpoints")
+        return result
     state, lines = _run(config, train, source, folder=folder, seed=seed, mesh=mesh, own=settings)
     local = jax.device_put(source.normalization, sharding(mesh))
     dictionary = calibrate(state.params, validation, local)
@@ -177,7 +179,8 @@ def _note(lines: list[dict[str, Any]]) -> str:
     if not lines:
         return ""
     last = lines[-1]
-    return f"loss {last['loss']:.4f}  l0 {last['l0']:.1f}  fve {last['fve_all']:.3f}"
+    fve = "" if last["fve_all"] is None else f"  fve {last['fve_all']:.3f}"
+    return f"loss {last['loss']:.4f}  l0 {last['l0']:.1f}{fve}"
 
 
 def _diverged(step: int, folder: Path) -> JaxdiffError:

@@ -7,6 +7,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import jax
 import memory_source
 
 from jaxdiff import checkpoint
@@ -40,26 +41,23 @@ def main(folder, moment):
         def save_and_die(path, *args, **kwargs):
             seen.append(path)
             if len(seen) == 2 and moment == "save-before":
-                response = ocp.save_async(path, *args, **kwargs)
+                ocp.save_async(path, *args, **kwargs)
+                while len(list(path.parent.iterdir())) < 2:
+                    pass  # Until the unfinished folder is there.
                 die()
-                response.result()
             save(path, *args, **kwargs)
-            if len(seen) == 2 and moment == "save-after":
-                die()
 
         ocp.save = save_and_die
     if moment == "remove":
-        remove, seen = checkpoint._remove, []
 
         def remove_and_die(path):
             os.replace(path, path.with_name(path.name + ".removed"))
             die()
 
         checkpoint._remove = remove_and_die
-    if moment == "result":
-        checkpoint.remove = lambda folder: die()
     train(CONFIG, TRAIN, source, source.in_order, folder=pathlib.Path(folder), seed=3)
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)  # As in the process it is compared with.
     main(*sys.argv[1:])

@@ -12,9 +12,7 @@ def test_against_a_brute_force_minimum():
     x[:5] += 100  # Outliers, which the mean would follow.
     found = np.asarray(geometric_median(jnp.asarray(x, jnp.float32), tolerance=0.0))
     for m in range(2):
-        best = minimize(
-            lambda p, m=m: np.linalg.norm(x[:, m] - p, axis=1).sum(), x[5:, m].mean(0)
-        )
+        best = minimize(lambda p, m=m: np.linalg.norm(x[:, m] - p, axis=1).sum(), x[5:, m].mean(0))
         np.testing.assert_allclose(found[m], best.x, atol=1e-3)
 
 

@@ -87,9 +87,7 @@ def test_aux_with_few_and_with_many_dead_latents(reference, dead_count):
     p["W_dec"][dead] *= 1e-3
     d = Dictionary(**{**vars(d), "W_dec": jnp.asarray(p["W_dec"], jnp.float32)})
     rule = {"activation": "batch_topk", "kind": "crosscoder", "k": 3, "aux": config.aux}
-    value, gradient, fired = reference.loss_and_gradient(
-        p, x.astype(np.float64), **rule, dead=dead
-    )
+    value, gradient, fired = reference.loss_and_gradient(p, x.astype(np.float64), **rule, dead=dead)
     without, _, _ = reference.loss_and_gradient(
         p, x.astype(np.float64), **rule, dead=np.zeros(LATENTS, bool)
     )

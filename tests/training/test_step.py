@@ -71,7 +71,8 @@ def test_same_on_one_and_on_eight_devices(alone, rule, data, latent):
     assert state.optimizer[1][0].mu.W_enc.sharding.spec == P(None, None, "latent")
     assert len(state.params.W_dec.sharding.device_set) == 8
     expected, expected_infos = alone[rule]
-    for a, b in zip(jax.tree.leaves((state, infos)), jax.tree.leaves((expected, expected_infos))):
+    leaves = jax.tree.leaves((state, infos)), jax.tree.leaves((expected, expected_infos))
+    for a, b in zip(*leaves, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
     if rule == "batch_topk":
         assert float(infos[-1].aux) > 0 and float(infos[-1].dead) > 0
@@ -105,9 +106,7 @@ def test_k_is_annealed():
 
 
 def test_annealing_reaches_the_selection():
-    _, infos = run(
-        DictionaryConfig(latents=16, k=2, k_start=4, k_anneal=2, aux=0), make_mesh(1, 1)
-    )
+    _, infos = run(DictionaryConfig(latents=16, k=2, k_start=4, k_anneal=2, aux=0), make_mesh(1, 1))
     assert [float(i.l0) for i in infos] == [4, 3, 2]
 
 
@@ -117,9 +116,7 @@ def test_idle_counts_tokens_since_a_latent_fired():
     state = init_state(c, train, jnp.asarray(batch()), key=jax.random.key(0))
     never = jnp.arange(16) == 5
     state = state._replace(
-        params=dataclasses.replace(
-            state.params, b_enc=jnp.where(never, -100.0, state.params.b_enc)
-        )
+        params=dataclasses.replace(state.params, b_enc=jnp.where(never, -100.0, state.params.b_enc))
     )
     step = jax.jit(functools.partial(train_step, config=c, train=train))
     for i in range(3):

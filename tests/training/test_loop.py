@@ -1,0 +1,117 @@
+"""The loop: resuming after SIGKILL, history, results, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.dictionaries import load
+from jaxdiff.errors import JaxdiffError
+from jaxdiff.training import train
+from jaxdiff.training.history import rewind
+from jaxdiff.training.loop import read_result
+
+QUICK = DictionaryConfig(latents=8, activation="relu")
+SCRIPT = Path(__file__).with_name("run_until_killed.py")
+
+
+@pytest.fixture(scope="module")
+def script():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("run_until_killed", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def finished(script, memory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    source = memory.gaussian_source()
+    result = train(script.CONFIG, script.TRAIN, source, source.in_order, folder=folder, seed=3)
+    return folder, result
+
+
+def test_killed_anywhere_ends_with_the_same_bits(finished, tmp_path):
+    """Killed during a save, in a step, in a removal, then run to the end."""
+    for moment in ("save-before", "batch17", "remove", "never"):
+        done = subprocess.run(
+            [sys.executable, SCRIPT, tmp_path, moment], capture_output=True, text=True
+        )
+        assert done.returncode == (0 if moment == "never" else -9), done.stderr
+        assert (tmp_path / "dictionary.json").exists() == (moment == "never")
+    for name in ("dictionary.safetensors", "dictionary.json", "history.jsonl"):
+        assert (tmp_path / name).read_bytes() == (finished[0] / name).read_bytes(), name
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_the_folder_holds(finished, script):
+    folder, result = finished
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "dictionary.json",
+        "dictionary.safetensors",
+        "history.jsonl",
+    ]
+    jax.tree.map(np.testing.assert_array_equal, load(folder), result.dictionary)
+    assert result.evaluation.l0 == pytest.approx(2.0, abs=1e-3)
+    assert float(result.dictionary.threshold) > 0
+    assert (result.steps, result.tokens, result.l1_weight) == (30, 960, None)
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert lines == result.history and [line["step"] for line in lines] == list(range(2, 31, 2))
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
+def test_a_finished_run_is_read_not_repeated(finished, script, memory):
+    folder, result = finished
+
+    class Unread(memory.MemorySource):
+        def batches(self, batch, *, seed, epochs=None):
+            raise AssertionError("trained again")
+
+    source = Unread(memory.gaussian_source().x)
+    again = train(script.CONFIG, script.TRAIN, source, source.in_order, folder=folder, seed=3)
+    jax.tree.map(np.testing.assert_array_equal, again.dictionary, result.dictionary)
+    np.testing.assert_array_equal(again.normalization.mean, result.normalization.mean)
+    np.testing.assert_array_equal(again.normalization.scale, result.normalization.scale)
+    assert (again.evaluation, again.history) == (result.evaluation, result.history)
+    assert read_result(folder).evaluation == result.evaluation
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished, script, memory):
+    source = memory.gaussian_source()
+    other = script.TRAIN.model_copy(update={"lr": 1e-3})
+    with pytest.raises(JaxdiffError, match="another train.lr"):
+        train(script.CONFIG, other, source, source.in_order, folder=finished[0], seed=3)
+    with pytest.raises(JaxdiffError, match="another seed"):
+        train(script.CONFIG, script.TRAIN, source, source.in_order, folder=finished[0], seed=4)
+
+
+def test_a_loss_that_is_not_finite_stops_training(memory, tmp_path):
+    source = memory.gaussian_source()
+    source.x[:] = np.inf
+    config = TrainConfig(steps=4, batch=32, log_every=1, checkpoint_every=2)
+    with pytest.raises(JaxdiffError, match="not finite at step 1"):
+        train(QUICK, config, source, source.in_order, folder=tmp_path, seed=0)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_source_that_ends_early_is_named(script, memory, tmp_path):
+    class Short(memory.MemorySource):
+        def batches(self, batch, *, seed, epochs=None):
+            return iter([memory.batch_of(self.x[:batch])] * 3)
+
+    source = Short(memory.gaussian_source().x)
+    with pytest.raises(JaxdiffError, match="ended after 3 of 30 steps of 32 tokens"):
+        train(QUICK, script.TRAIN, source, source.in_order, folder=tmp_path, seed=0)
+
+
+def test_history_is_cut_back_to_the_checkpoint(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    assert rewind(tmp_path, 2) == [{"step": 1}, {"step": 2}]
+    assert (tmp_path / "history.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
