@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ class Feed:
     """Usable rows in document order, epoch after epoch.
 
     Attributes:
+        epoch: Epoch of the last rows.
         ended: True after the last row of the last epoch.
     """
 
@@ -27,7 +29,7 @@ class Feed:
         self.ended = False
         self._start = start
         self._epochs = epochs
-        self._epoch = 0
+        self.epoch = 0
         self._rows = start()
         self._usable = False
 
@@ -39,8 +41,8 @@ class Feed:
             return jax.tree.map(lambda a: a[rows.mask], rows)
         if not self._usable:
             raise JaxdiffError("the text gives no usable activations: all are masked")
-        self._epoch, self._usable = self._epoch + 1, False
-        if self._epoch == self._epochs:
+        self.epoch, self._usable = self.epoch + 1, False
+        if self.epoch == self._epochs:
             self.ended = True
             return None
         self._rows = self._start()
@@ -48,15 +50,32 @@ class Feed:
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position as JSON."""
-        return {"epoch": self._epoch, "text": self._rows.get_state()["text"]}
+        return {"epoch": self.epoch, "text": self._rows.get_state()["text"]}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a position that `get_state` returned."""
-        self.ended, self._usable = False, True
-        self._epoch = state["epoch"]
+        self.epoch = state["epoch"]
+        self.ended, self._usable = self.epoch == self._epochs, True
         self._rows = self._start()
         moments = Moments.zeros(self._rows.shape).to_json()
         self._rows.set_state({"text": state["text"], "moments": moments})
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows that wait for their half, and how to get them again.
+
+    Attributes:
+        epoch: Their epoch.
+        feed: Position of the feed before their batch of text.
+        gone: Usable rows of that batch before them.
+        rows: The rows.
+    """
+
+    epoch: int
+    feed: dict[str, Any]
+    gone: int
+    rows: ActivationBatch
 
 
 class Ring:
@@ -83,21 +102,22 @@ class Ring:
         return self
 
     def __next__(self) -> ActivationBatch:
-        # Enough for this batch, so that the rows cannot run out in the middle of it.
-        loaded = 0 if self._window is None else len(self._window.order)
-        self._fill(self._batch + self._taken - loaded)
-        if self._feed.ended and not everywhere(self._left() >= self._batch, self._lockstep):
+        # All rows that this batch can need are taken first and by all processes at once: below,
+        # where they may turn at different times, none waits for another.
+        if not everywhere(self._loaded() >= self._batch, self._lockstep):
+            self._fill(self._batch + self._half)
+        if self._feed.ended and not everywhere(
+            self._loaded() + self._held >= self._batch, self._lockstep
+        ):
             raise StopIteration
         parts, missing = [], self._batch
         while missing:
-            if self._window is None:
-                self._turn()
-            assert self._window is not None
-            part = self._window.take(self._taken, self._taken + missing)
+            window = self._window = self._window or self._turn()
+            part = window.take(self._taken, self._taken + missing)
             parts.append(part)
             missing -= len(part.tokens)
             self._taken += len(part.tokens)
-            if self._taken == len(self._window.order):
+            if self._taken == len(window.order):
                 self._window, self._taken, self._index = None, 0, self._index + 1
         self._fill(self._taken)
         return concatenate(parts)
@@ -116,18 +136,17 @@ class Ring:
         self._index, self._taken, self._skip = state["half"], state["taken"], state["skip"]
         self._window: Window | None = None
         self._origin = (state["feed"], state["skip"])
-        # Rows waiting for the next half: position of their batch of text, rows of it gone before.
-        self._waiting: deque[tuple[Any, int, ActivationBatch]] = deque()
+        self._waiting: deque[_Piece] = deque()
         self._held = 0
 
     def _next_origin(self) -> tuple[Any, int]:
         if self._waiting:
-            return self._waiting[0][:2]
+            return self._waiting[0].feed, self._waiting[0].gone
         return self._feed.get_state(), self._skip
 
-    def _left(self) -> int:
-        window = 0 if self._window is None else len(self._window.order)
-        return window - self._taken + self._held
+    def _loaded(self) -> int:
+        """Returns the rows left of the half being dealt out; below 0 where it is to be reloaded."""
+        return (0 if self._window is None else len(self._window.order)) - self._taken
 
     def _fill(self, rows: int) -> None:
         """Takes rows from the feed until this many wait."""
@@ -137,24 +156,28 @@ class Ring:
             if batch is None:
                 return
             skip, self._skip = self._skip, 0
-            batch = jax.tree.map(lambda a, skip=skip: a[skip:], batch)
+            batch = _cut(batch, slice(skip, None))
             if len(batch.tokens):
-                self._waiting.append((state, skip, batch))
+                self._waiting.append(_Piece(self._feed.epoch, state, skip, batch))
                 self._held += len(batch.tokens)
 
-    def _turn(self) -> None:
-        """Begins to deal out the half that has been filling."""
-        self._fill(self._half)
+    def _turn(self) -> Window:
+        """Returns the half that has been filling; it ends where an epoch does."""
         self._origin = self._next_origin()
-        parts, missing = [], min(self._half, self._held)
-        self._held -= missing
-        while missing:
-            state, gone, batch = self._waiting.popleft()
-            parts.append(jax.tree.map(lambda a, n=missing: a[:n], batch))
-            if len(batch.tokens) > missing:
-                rest = jax.tree.map(lambda a, n=missing: a[n:], batch)
-                self._waiting.appendleft((state, gone + missing, rest))
-            missing -= len(parts[-1].tokens)
+        epoch, parts, missing = self._waiting[0].epoch, [], self._half
+        while missing and self._waiting and self._waiting[0].epoch == epoch:
+            piece = self._waiting.popleft()
+            now, later = (_cut(piece.rows, span) for span in (slice(missing), slice(missing, None)))
+            parts.append(now)
+            missing -= len(now.tokens)
+            if len(later.tokens):
+                gone = piece.gone + len(now.tokens)
+                self._waiting.appendleft(replace(piece, gone=gone, rows=later))
         rows = concatenate(parts)
+        self._held -= len(rows.tokens)
         order = np.random.default_rng((*self._seed, self._index)).permutation(len(rows.tokens))
-        self._window = Window(rows, order)
+        return Window(rows, order)
+
+
+def _cut(batch: ActivationBatch, span: slice) -> ActivationBatch:
+    return jax.tree.map(lambda a: a[span], batch)

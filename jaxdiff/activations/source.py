@@ -104,27 +104,29 @@ class StoreSource:
         limit = None
         if epochs is not None and count > 1:
             limit = min(self._usable(seed, i, epochs) for i in range(count)) // (batch // count)
-        blocks = self._blocks(seed, index, epochs)
-        blocks = blocks.batch(self._window, batch_fn=list).map_with_index(
+        windows = self._windows(seed, index, epochs).map_with_index(
             lambda i, blocks: _read_window(self.store, blocks, (seed, index, i))
         )
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        return Dealer(iter(blocks.to_iter_dataset(options)), batch // count, limit)
+        return Dealer(iter(windows.to_iter_dataset(options)), batch // count, limit)
 
     def in_order(self) -> Iterator[ActivationBatch]:
         """Yields all rows, masked ones too, once and in document order."""
         return self.store.in_order()
 
-    def _blocks(self, seed: int, index: int, epochs: int | None) -> Any:
-        """Returns the Grain dataset of this part's block numbers in the order of reading."""
+    def _windows(self, seed: int, index: int, epochs: int | None) -> Any:
+        """Returns the Grain dataset of one part's windows: lists of block numbers."""
         blocks = grain.MapDataset.range(len(self.store.blocks)).seed(seed % 2**32).shuffle()
-        return blocks[index :: self._shard[1]].repeat(epochs)
+        blocks = blocks[index :: self._shard[1]]
+        # Repeated after they are put together, so that no window spans two epochs.
+        return blocks.batch(self._window, batch_fn=list).repeat(epochs)
 
     def _usable(self, seed: int, index: int, epochs: int) -> int:
+        """Returns the usable rows of one part in all epochs."""
         starts = np.array([start for start, _ in self.store.blocks])
         usable = np.add.reduceat(self.store.column("mask").astype(np.int64), starts)
-        blocks = self._blocks(seed, index, epochs)
-        return int(sum(usable[blocks[i]] for i in range(len(blocks))))
+        windows = self._windows(seed, index, epochs)
+        return int(sum(usable[windows[i]].sum() for i in range(len(windows))))
 
 
 def _read_window(store: Store, blocks: list[int], seed: tuple[int, ...]) -> Window:

@@ -1,0 +1,53 @@
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from jaxdiff.activations import Moments, Store, harvest
+
+
+def test_two_processes_write_one_store_and_stream_together(tmp_path, pair, documents, site, join):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    here = Path(__file__).parent
+    command = [sys.executable, str(here / "harvest_in_two.py")]
+    rest = [str(port), str(tmp_path), str(here)]
+    logs = [(tmp_path / f"log-{i}").open("w+") for i in range(2)]
+    children = [
+        subprocess.Popen([*command, str(i), *rest], stdout=log, stderr=log)
+        for i, log in enumerate(logs)
+    ]
+    try:
+        codes = [child.wait(timeout=240) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+        text = [(log.seek(0), log.read(), log.close())[1] for log in logs]
+    assert codes == [0, 0], text
+
+    store = Store.open(tmp_path)
+    from jaxdiff.config import HarvestConfig
+
+    config = HarvestConfig(dtype="float32", chunk=16, ring=64)
+    rows = harvest(pair, documents(22), site, config=config)
+    want, got = join(rows), store.read(0, store.rows)
+    assert (got.tokens == want.tokens).all() and (got.sequences == want.sequences).all()
+    np.testing.assert_allclose(got.x, want.x, rtol=1e-5, atol=1e-6)
+    assert store.documents == 22
+    np.testing.assert_allclose(store.moments.m2, Moments.of(got.x, got.mask).m2, rtol=1e-6)
+
+    # The median that outliers are measured by is the one over all processes.
+    np.testing.assert_allclose(store.median_norm, rows.median_norm, rtol=1e-6)
+
+    streams = [np.load(tmp_path / f"stream-{i}.npz") for i in range(2)]
+    assert (streams[0]["scale"] == streams[1]["scale"]).all()
+    np.testing.assert_allclose(streams[0]["scale"], store.normalization.scale, rtol=1e-5)
+    tokens = [stream["tokens"] for stream in streams]
+    assert tokens[0].shape == tokens[1].shape and tokens[0].shape[1] == 4
+    known = set((want.sequences * 100 + want.positions)[want.mask].tolist())
+    for part in tokens:
+        assert set(part.ravel().tolist()) <= known
+    assert not set(tokens[0].ravel().tolist()) & set(tokens[1].ravel().tolist())
