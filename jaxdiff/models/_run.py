@@ -14,6 +14,7 @@ from jaxdiff.models._sites import canonical_site
 from jaxdiff.models.decoder import Context, Decoder, Tap
 from jaxdiff.models.rope import angles
 from jaxdiff.models.spec import ModelConfig
+from jaxdiff.types import HostOrDevice
 
 Wanted = frozenset[tuple[int, str]]
 """Tapped `(layer, part)` pairs."""
@@ -21,11 +22,11 @@ Wanted = frozenset[tuple[int, str]]
 
 def run(
     lm: LM,
-    tokens: Int[Array, "B T"],
+    tokens: Int[HostOrDevice, "B T"],
     taps: tuple[str, ...] = (),
     *,
-    sequences: Int[Array, "B T"] | None = None,
-    positions: Int[Array, "B T"] | None = None,
+    sequences: Int[HostOrDevice, "B T"] | None = None,
+    positions: Int[HostOrDevice, "B T"] | None = None,
     logits: bool = True,
 ) -> tuple[Float[Array, "B T V"] | None, dict[str, Array]]:
     """Runs a model on tokens and returns its logits and the activations at the tapped sites.
@@ -70,7 +71,10 @@ def run(
 
 
 def _context(
-    spec: ModelConfig, tokens: Array, sequences: Array | None, positions: Array | None
+    spec: ModelConfig,
+    tokens: HostOrDevice,
+    sequences: HostOrDevice | None,
+    positions: HostOrDevice | None,
 ) -> Context:
     if positions is None:
         positions = jnp.arange(tokens.shape[1])[None, :]

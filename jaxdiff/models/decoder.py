@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.rope import rotate
 from jaxdiff.models.spec import ModelConfig
+from jaxdiff.types import HostOrDevice
 
 Tap = Callable[[str, Array], Array]
 Normal = Callable[..., Array]
@@ -32,7 +33,7 @@ class Context(NamedTuple):
 
     cos: Array
     sin: Array
-    sequences: Array | None
+    sequences: HostOrDevice | None
 
 
 class Linear(nnx.Module):
@@ -151,7 +152,7 @@ class Decoder(nnx.Module):
         self.final_norm = Norm(d, spec=spec)
         self.unembedding = None if spec.tied else nnx.Param(0.02 * normal(vocab, d))
 
-    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def embed(self, tokens: Int[HostOrDevice, "B T"]) -> Float[Array, "B T D"]:
         """Returns the embeddings; those of token ids that do not exist are NaN."""
         x = jnp.take(self.embedding[...], tokens, axis=0, mode="fill")
         # The factor is rounded to the weights' dtype first, as in the reference models.
@@ -167,7 +168,7 @@ def _softcap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def _allowed(t: int, sequences: Array | None, window: Array | None) -> Array:
+def _allowed(t: int, sequences: HostOrDevice | None, window: Array | None) -> Array:
     """Returns `[1 or B, query, key]`: which earlier tokens each token may look at."""
     back = jnp.arange(t)[:, None] - jnp.arange(t)[None, :]
     allowed = (back >= 0)[None]

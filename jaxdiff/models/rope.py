@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.spec import Rope
+from jaxdiff.types import HostOrDevice
 
 
 def frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " half"]:
@@ -22,7 +23,7 @@ def frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " half"]:
 
 
 def angles(
-    rope: Rope, head_dim: int, positions: Int[Array, "B T"]
+    rope: Rope, head_dim: int, positions: Int[HostOrDevice, "B T"]
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
     """Returns cosines and sines of the rotation angles, in float32 (bfloat16 counts to 256)."""
     angle = positions[..., None].astype(jnp.float32) * frequencies(rope, head_dim)[None, None, :]

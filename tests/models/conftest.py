@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from jaxdiff.models import LM, ModelConfig, Rope, init
@@ -40,29 +41,28 @@ SPECS = {
 }
 
 
-def _noisy(lm: LM) -> LM:
-    """Moves norms and biases off their starting values and makes every part matter."""
-    leaves, treedef = jax.tree.flatten(lm)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    noisy = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, noisy)
+def _make(name: str) -> LM:
+    """A random model whose norms and biases matter too."""
+    lm = init(SPECS[name], key=jax.random.key(0))
+    rng = np.random.default_rng(7)
+    return jax.tree.map(lambda x: x + rng.normal(0, 0.2, x.shape).astype(np.float32), lm)
 
 
-@pytest.fixture(params=SPECS)
+@pytest.fixture(scope="session", params=SPECS)
 def lm(request) -> LM:
-    return _noisy(init(SPECS[request.param], key=jax.random.key(0)))
+    return _make(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def llama() -> LM:
-    return _noisy(init(SPECS["llama"], key=jax.random.key(0)))
+    return _make("llama")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gemma2() -> LM:
-    return _noisy(init(SPECS["gemma2"], key=jax.random.key(0)))
+    return _make("gemma2")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def golden() -> Path:
     return GOLDEN

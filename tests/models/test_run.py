@@ -1,5 +1,4 @@
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ from flax import nnx
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import run, sites
+from jaxdiff.models._lm import abstract
 from jaxdiff.models.decoder import Context
 from jaxdiff.models.rope import angles
 
@@ -16,8 +16,8 @@ go = jax.jit(run, static_argnames=("taps", "logits"))
 
 
 @pytest.fixture
-def tokens(key):
-    return jax.random.randint(key, (2, 9), 0, 24)
+def tokens():
+    return np.random.default_rng(0).integers(0, 24, (2, 9)).astype(np.int32)
 
 
 def _plain(lm, tokens):
@@ -37,18 +37,15 @@ def _plain(lm, tokens):
     return model.unembed(model.final_norm(x))
 
 
-def _hlo(f, *args):
-    return re.sub(r"metadata=\{[^}]*\}", "", jax.jit(f).lower(*args).compile().as_text())
-
-
 def _program(f, *args):
-    """Compiled HLO without names of source lines."""
-    text = _hlo(f, *args)
-    return text[text.index("\n") :].split("FileNames")[0]
+    f.__name__ = "program"
+    return jax.jit(f).lower(*args).as_text()
 
 
 def test_without_taps_the_program_is_the_plain_model(lm, tokens):
-    assert _program(lambda lm, t: run(lm, t)[0], lm, tokens) == _program(_plain, lm, tokens)
+    plain = _program(_plain, lm, tokens)
+    assert "while" in plain
+    assert _program(lambda lm, t: run(lm, t)[0], lm, tokens) == plain
 
 
 def test_a_tap_changes_the_program(lm, tokens):
@@ -58,11 +55,13 @@ def test_a_tap_changes_the_program(lm, tokens):
 
 def test_taps_agree_at_all_cuts(lm, tokens):
     logits, everything = go(lm, tokens, tuple(sites(lm)))
-    assert list(everything) == list(sites(lm))
+    assert everything.keys() == sites(lm).keys()
+    some = ("embed", "blocks.0.mlp_out", "blocks.1.resid_pre", "blocks.2.resid_post", "logits")
     for site, shape in sites(lm).items():
+        assert everything[site].shape == (*tokens.shape, *shape)
+    for site in some:
         alone = go(lm, tokens, (site,), logits=False)
         assert alone[0] is None and list(alone[1]) == [site]
-        assert alone[1][site].shape == (*tokens.shape, *shape)
         np.testing.assert_allclose(alone[1][site], everything[site], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(everything["logits"], logits)
     np.testing.assert_allclose(go(lm, tokens)[0], logits, rtol=1e-5, atol=1e-5)
@@ -92,7 +91,7 @@ def test_work_after_the_last_tap_is_not_done(lm, tokens):
 
     def used(site):
         f = jax.jit(lambda lm: run(lm, tokens, (site,), logits=False))
-        flops = f.lower(lm).compile().cost_analysis()["flops"]
+        flops = f.lower(lm).compile().cost_analysis().get("flops", 0)
         names = jax.tree_util.tree_flatten_with_path(lm)[0]
         kept = f.lower(lm).compile()._executable._kept_var_idx
         return flops, {jax.tree_util.keystr(names[i][0]) for i in kept}
@@ -118,79 +117,72 @@ def test_blocks_after_the_last_tap_are_not_run(lm, tokens):
         jaxpr = jax.make_jaxpr(lambda lm: run(lm, tokens, (site,), logits=False))(lm)
         return [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
 
-    assert np.isfinite(go(broken, tokens, ("blocks.2.resid_pre",), logits=False)[1].popitem()[1]).all()
+    assert np.isfinite(
+        go(broken, tokens, ("blocks.2.resid_pre",), logits=False)[1].popitem()[1]
+    ).all()
     assert not np.isfinite(go(broken, tokens, ("blocks.2.resid_post",))[1].popitem()[1]).any()
-    assert [steps(s) for s in ("embed", "blocks.1.resid_post", "blocks.2.resid_post")] == [[], [2], [3]]
+    assert [steps(s) for s in ("embed", "blocks.1.resid_post", "blocks.2.resid_post")] == [
+        [],
+        [2],
+        [3],
+    ]
     assert steps("final_norm") == [4]
 
 
+def _replaced(tokens, at):
+    other = tokens.copy()
+    other[:, at] = (tokens[:, at] + 1) % 24
+    return other
+
+
 def test_later_tokens_do_not_reach_earlier_ones(lm, tokens):
-    changed = tokens.at[:, 5].set((tokens[:, 5] + 1) % 24)
+    changed = _replaced(tokens, 5)
     before, after = go(lm, tokens)[0], go(lm, changed)[0]
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
-    assert (jnp.abs(before[:, 5:] - after[:, 5:]).max((0, 2)) > 1e-4).all()
+    assert (np.abs(before[:, 5:] - after[:, 5:]).max((0, 2)) > 1e-4).all()
 
 
 def test_a_window_ends(gemma2, tokens):
     """With windows of 3 everywhere, 4 layers reach 8 tokens back and no further."""
     spec = dataclasses.replace(gemma2.spec, windows=(3,) * 4)
-    local = dataclasses.replace(gemma2, spec=spec, graphdef=_graphdef(spec))
-    changed = tokens.at[:, 0].set((tokens[:, 0] + 1) % 24)
+    local = dataclasses.replace(gemma2, spec=spec, graphdef=abstract(spec)[0])
+    changed = _replaced(tokens, 0)
     site = "blocks.1.resid_post"
     difference = go(local, tokens, (site,))[1][site] - go(local, changed, (site,))[1][site]
     reached = jnp.abs(difference).max((0, 2)) > 0
     assert reached.tolist() == [True] * 5 + [False] * 4
 
 
-def _graphdef(spec):
-    from jaxdiff.models._lm import abstract
-
-    return abstract(spec)[0]
-
-
-def test_packed_documents_equal_separate_ones(lm, key):
-    a, b, c = (jax.random.randint(key, (1, n), 0, 24) for n in (3, 5, 4))
-    packed = jnp.concatenate([a, b, c], axis=1)
-    sequences = jnp.asarray([[4] * 3 + [9] * 5 + [-1] * 4])
-    positions = jnp.asarray([[*range(3), *range(5), *range(4)]])
+def test_packed_documents_equal_separate_ones(lm):
+    documents = np.random.default_rng(1).integers(0, 24, (3, 4)).astype(np.int32)
+    packed, sequences = documents.reshape(1, 12), np.repeat([4, 9, -1], 4)[None].astype(np.int32)
     site = "blocks.3.attn_out"
-    for given in (positions, None):
-        logits, acts = go(lm, packed, (site,), sequences=sequences, positions=given)
-        for document, part in ((a, slice(0, 3)), (b, slice(3, 8)), (c, slice(8, 12))):
-            alone, alone_acts = go(lm, document, (site,))
-            np.testing.assert_allclose(logits[:, part], alone, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(acts[site][:, part], alone_acts[site], rtol=1e-4, atol=1e-5)
-    assert jnp.abs(go(lm, packed)[0][:, 3:] - logits[:, 3:]).max() > 1e-2
+    separate = go(lm, documents, (site,))
+    for positions in (np.tile(np.arange(4, dtype=np.int32), 3)[None], None):
+        logits, acts = go(lm, packed, (site,), sequences=sequences, positions=positions)
+        for found, expected in ((logits, separate[0]), (acts[site], separate[1][site])):
+            flat = np.reshape(expected, found.shape)
+            np.testing.assert_allclose(found, flat, rtol=1e-4, atol=1e-5)
+    assert np.abs(go(lm, packed, (site,))[0] - logits)[:, 4:].max() > 1e-2
 
 
-def test_gradient_matches_finite_differences(lm, tokens, key):
-    def loss(params):
-        logits, _ = run(dataclasses.replace(lm, params=params), tokens)
+def test_gradient_matches_finite_differences_with_and_without_taps(lm, tokens):
+    def loss(params, taps=()):
+        logits, _ = run(dataclasses.replace(lm, params=params), tokens, taps)
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], -1))
 
-    leaves, treedef = jax.tree.flatten(lm.params)
-    keys = jax.random.split(key, len(leaves))
-    step = treedef.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
-    slope = jax.jit(lambda p: jax.jvp(loss, (p,), (step,))[1])(lm.params)
-    gradient = jax.jit(jax.grad(loss))(lm.params)
-    dot = sum(jax.tree.leaves(jax.tree.map(lambda g, s: (g * s).sum(), gradient, step)))
+    rng = np.random.default_rng(2)
+    step = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), lm.params)
+    gradient = jax.jit(jax.value_and_grad(loss))
+    plain = gradient(lm.params)[1]
     ends = [
-        jax.jit(loss)(jax.tree.map(lambda p, s, e=e: p + e * s, lm.params, step))
-        for e in (1e-2, -1e-2)
+        gradient(jax.tree.map(lambda p, s, e=e: p + np.float32(e) * s, lm.params, step))[0]
+        for e in (5e-4, -5e-4)
     ]
-    np.testing.assert_allclose(dot, slope, rtol=1e-4)
-    np.testing.assert_allclose(dot, (ends[0] - ends[1]) / 2e-2, rtol=2e-2)
-    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["blocks"]["mlp"]))
-
-
-def test_gradient_through_taps_equals_that_of_the_plain_model(lm, tokens):
-    def loss(params, taps):
-        logits, _ = run(dataclasses.replace(lm, params=params), tokens, taps)
-        return jnp.sum(jnp.sin(logits))
-
-    gradient = jax.jit(jax.grad(loss), static_argnums=1)
-    plain, cut = gradient(lm.params, ()), gradient(lm.params, ("blocks.1.mlp_out", "model.layers.2"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), plain, cut)
+    dot = sum(np.sum(g * s) for g, s in zip(*map(jax.tree.leaves, (plain, step)), strict=True))
+    np.testing.assert_allclose(dot, (ends[0] - ends[1]) / 1e-3, rtol=2e-2)
+    cut = jax.jit(jax.grad(lambda p: loss(p, ("blocks.1.mlp_out", "model.layers.2"))))(lm.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), plain, cut)
 
 
 def test_equal_structure_is_not_traced_again(lm, tokens):
@@ -202,12 +194,13 @@ def test_equal_structure_is_not_traced_again(lm, tokens):
         return run(lm, tokens, ("blocks.1.resid_post",))
 
     f(lm, tokens)
-    f(jax.tree.map(lambda x: x + 1, lm), tokens + 1)
-    f(dataclasses.replace(lm, graphdef=_graphdef.__wrapped__(lm.spec))
-      if hasattr(_graphdef, "__wrapped__") else lm, tokens)
+    f(jax.tree.map(np.negative, lm), tokens + 1)
+    f(dataclasses.replace(lm, graphdef=abstract.__wrapped__(lm.spec)[0]), tokens)
     assert len(traces) == 1
 
 
-def test_unknown_token_ids_give_nan(llama):
-    logits, _ = run(llama, jnp.asarray([[1, 24, 2]]))
-    assert np.isnan(logits).any(-1).tolist() == [[False, True, True]]
+def test_unknown_token_ids_give_nan_in_their_row(llama, tokens):
+    tokens = tokens.copy()
+    tokens[1, 8] = 24
+    logits, _ = go(llama, tokens)
+    assert np.isnan(logits[1, 8]).all() and np.isfinite(logits[0]).all()
