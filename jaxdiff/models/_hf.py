@@ -87,7 +87,11 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
         lm: The model.
         directory: Directory to write to, made if need be; other files in it stay.
         dtype: Dtype of the tensors; that of the parameters when None.
+
+    Raises:
+        JaxdiffError: If the disk is full or the directory cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     family = architecture(lm.spec.architecture, where=directory)
@@ -104,11 +108,19 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
     }
 
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     part = directory / f"{WEIGHTS}.part"
-    save_file(dict(sorted(tensors.items())), part, metadata={"format": "pt"})
-    os.replace(part, directory / WEIGHTS)
-    (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(dict(sorted(tensors.items())), part, metadata={"format": "pt"})
+        os.replace(part, directory / WEIGHTS)
+        (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise JaxdiffError(
+            f"the model cannot be written: {error}",
+            where=directory,
+            fix="free space or choose another directory; what was there before is still there",
+        ) from error
 
 
 def _auto_config(folder: Path) -> Any:
