@@ -36,7 +36,7 @@ def save(folder: Path, step: int, state: PyTree, record: dict[str, Any], *, keep
     path = folder.absolute() / f"{step:09d}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        ocp.save(path, _named(state), custom_metadata={"record": record}, overwrite=True)
+        ocp.save(str(path), _named(state), custom_metadata={"record": record}, overwrite=True)
     except (OSError, ValueError) as error:
         free = shutil.disk_usage(folder).free
         raise JaxdiffError(
@@ -100,9 +100,10 @@ def _read(path: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
         for name, a in _named(like).items()
     }
-    arrays = ocp.load(path, abstract)
-    metadata = ocp.metadata(path).custom_metadata
-    assert isinstance(metadata, dict)
+    arrays = ocp.load(str(path), abstract)
+    metadata: Any = ocp.metadata(str(path)).custom_metadata
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("record"), dict):
+        raise ValueError("its record is missing")
     leaves = [arrays[name] for name in abstract]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata["record"]
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxdiff.config import DictionaryConfig
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.kernels.largest import largest_per_row
+from jaxdiff.kernels.largest import largest_per_row  # pyright: ignore[reportMissingImports]
 
 Activation = Literal["relu", "topk", "batch_topk", "jumprelu"]
 CodeNorm = Literal["crosscoder", "sae", "mixed", "none", "decoupled"]

@@ -18,7 +18,7 @@ from jaxdiff.dictionaries.dictionary import (
     pre_activations,
     ranking_keys,
 )
-from jaxdiff.kernels.largest import largest
+from jaxdiff.kernels.largest import largest  # pyright: ignore[reportMissingImports]
 
 
 class Parts(NamedTuple):

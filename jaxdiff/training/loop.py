@@ -100,7 +100,7 @@ def train(
         evaluation=evaluation,
         steps=train.steps,
         tokens=train.steps * train.batch,
-        l1_weight=math.exp(state.l1.log_weight) if config.activation == "relu" else None,
+        l1_weight=lines[-1]["l1"] if config.activation == "relu" else None,
         history=lines,
     )
     _write_result(folder, result, settings)

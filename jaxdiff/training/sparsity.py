@@ -65,5 +65,5 @@ def update_l1(
     error = log_l0 - jnp.log(jnp.float32(config.k))
     time = max(train.steps / 40, 1.0)
     move = jnp.clip(error, -1.0, 1.0) / time + (log_l0 - state.log_l0)
-    acts = (step >= train.warmup) & (step < _HOLD_FROM * train.steps)
+    acts = (step >= train.warmup) & (step < round(_HOLD_FROM * train.steps))
     return L1State(state.log_weight + jnp.where(acts, move, 0.0), log_l0)

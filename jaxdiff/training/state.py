@@ -1,8 +1,8 @@
 """What training carries from step to step."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -52,11 +52,10 @@ def init_state(
     _, models, width = x.shape
     params = init(config, (models, width), key=key)
     if config.median_bias:
-        params = jax.tree.map(lambda a: a, params)
-        object.__setattr__(params, "b_dec", geometric_median(x))
+        params = dataclasses.replace(params, b_dec=geometric_median(x))
     return TrainState(
         params=params,
-        optimizer=make_optimizer(config, train).init(params),
+        optimizer=make_optimizer(config, train).init(cast(Any, params)),
         step=jnp.int32(0),
         idle=jnp.zeros(config.latents, jnp.int32),
         l1=init_l1(config),

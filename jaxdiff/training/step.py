@@ -63,12 +63,10 @@ def train_step(
     )
     # Optax raises float32 decay rates to int32 counts, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        updates, optimizer = make_optimizer(config, train).update(
-            gradient, state.optimizer, state.params
-        )
+        updates, optimizer = make_optimizer(config, train).update(gradient, state.optimizer)
     idle = jnp.where(parts.fired, 0, jnp.minimum(state.idle + x.shape[0], _LONGEST_IDLE))
     new = TrainState(
-        params=optax.apply_updates(state.params, updates),
+        params=jax.tree.map(jnp.add, state.params, updates),
         optimizer=optimizer,
         step=state.step + 1,
         idle=idle,

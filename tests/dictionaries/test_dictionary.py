@@ -1,6 +1,7 @@
 """Properties of a dictionary: initialisation, symmetries, one model, inference rules, folding."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +12,18 @@ from jaxdiff.config import DictionaryConfig
 from jaxdiff.dictionaries import (
     Dictionary,
     code_norms,
-    decode,
     decoder_norms,
-    encode,
     fold,
     init,
     loss,
     train_codes,
 )
+from jaxdiff.dictionaries import decode as plain_decode
+from jaxdiff.dictionaries import encode as plain_encode
 from jaxdiff.errors import JaxdiffError
 
+encode = jax.jit(plain_encode)
+decode = jax.jit(plain_decode, static_argnames=("bias", "dtype"))
 NORMS = ("crosscoder", "sae", "mixed", "none", "decoupled")
 SHAPE, LATENTS, ROWS = (2, 6), 16, 10
 
@@ -51,8 +54,9 @@ def close(a, b, tolerance=1e-5):
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def objective(d, x, **config):
-    config = DictionaryConfig(latents=LATENTS, activation=d.activation, k=d.k, **config)
+@functools.partial(jax.jit, static_argnames="aux")
+def objective(d, x, aux=0.0):
+    config = DictionaryConfig(latents=LATENTS, activation=d.activation, k=d.k, aux=aux)
     idle = jnp.zeros(LATENTS, jnp.int32)
     return loss(d, x, config=config, k=jnp.float32(d.k), l1=jnp.float32(0.1), idle=idle)
 
@@ -138,7 +142,7 @@ def test_one_model_is_a_sparse_autoencoder(activation):
     value = np.linalg.norm(error, axis=1).mean()
     if activation == "relu":
         value += 0.1 * keys.sum() / ROWS
-    close(objective(d, x, aux=0)[0], value)
+    close(objective(d, x)[0], value)
 
 
 def test_identical_models_count_once():
@@ -152,7 +156,7 @@ def test_identical_models_count_once():
     )
     both = jnp.concatenate([x, x], axis=1)
     close(encode(two, both), encode(one, x))
-    close(objective(two, both, aux=0)[0], objective(one, x, aux=0)[0])
+    close(objective(two, both)[0], objective(one, x)[0])
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -173,7 +177,9 @@ def test_fold(activation, norm):
     assert folded.activation == ("relu" if activation == "relu" else "jumprelu")
     assert 0 < int((f > 0).sum()) < f.size
     close(encode(folded, raw), f, 1e-4)
-    close(decode(folded, encode(folded, raw)), decode(d, f) / scale[None, :, None] + mean[None], 1e-4)
+    close(
+        decode(folded, encode(folded, raw)), decode(d, f) / scale[None, :, None] + mean[None], 1e-4
+    )
 
 
 def test_folding_a_topk_crosscoder_is_refused():

@@ -42,7 +42,7 @@ def main(folder, moment):
             seen.append(path)
             if len(seen) == 2 and moment == "save-before":
                 ocp.save_async(path, *args, **kwargs)
-                while len(list(path.parent.iterdir())) < 2:
+                while len(list(pathlib.Path(path).parent.iterdir())) < 2:
                     pass  # Until the unfinished folder is there.
                 die()
             save(path, *args, **kwargs)

@@ -12,7 +12,7 @@ import pytest
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries import load
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.training import train
+from jaxdiff.training import fit, train
 from jaxdiff.training.history import rewind
 from jaxdiff.training.loop import read_result
 
@@ -109,6 +109,18 @@ def test_a_source_that_ends_early_is_named(script, memory, tmp_path):
     source = Short(memory.gaussian_source().x)
     with pytest.raises(JaxdiffError, match="ended after 3 of 30 steps of 32 tokens"):
         train(QUICK, script.TRAIN, source, source.in_order, folder=tmp_path, seed=0)
+
+
+def test_fit_is_the_same_training_without_a_folder(memory, tmp_path):
+    source = memory.gaussian_source()
+    settings = TrainConfig(steps=6, batch=32, log_every=2)
+    result = train(QUICK, settings, source, source.in_order, folder=tmp_path, seed=5)
+    raw = (batch.x for batch in source.batches(32, seed=5))
+    d, lines = fit(QUICK, settings, map(source.normalization.apply, raw), seed=5)
+    np.testing.assert_allclose(d.W_dec, result.dictionary.W_dec, rtol=1e-5)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    with pytest.raises(JaxdiffError, match="no batch"):
+        fit(QUICK, settings, [], seed=5)
 
 
 def test_history_is_cut_back_to_the_checkpoint(tmp_path):
