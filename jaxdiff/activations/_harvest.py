@@ -63,8 +63,8 @@ def harvest(
         if not batches:
             raise _no_text()
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        batches = grain.MapDataset.range(len(batches)).map(batches.__getitem__)
-        batches = batches.to_iter_dataset(options)
+        numbers = grain.MapDataset.range(len(batches))
+        batches = numbers.map(batches.__getitem__).to_iter_dataset(options)
     return Harvest(pair, batches, site, shape, config, mesh)
 
 

@@ -132,7 +132,7 @@ def test_nothing_after_the_site_is_computed(pair, documents, config):
         limit = np.full(2, np.inf, np.float32)
         args = (pair.models, tokens, batch.sequences, batch.positions, np.int32(1), limit)
         lowered = observe.lower(*args, site=site, dtype="float32", rows=None)
-        return lowered.compile().cost_analysis()["flops"]
+        return lowered.cost_analysis()["flops"]
 
     assert flops("embed") < flops("blocks.0.attn_out") < flops("blocks.0.resid_post")
     assert flops("blocks.0.resid_post") < 0.8 * flops("logits")
