@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxdiff.models._files import fingerprint as fingerprint
     from jaxdiff.models._hf import load as load
+    from jaxdiff.models._hf import load_spec as load_spec
     from jaxdiff.models._hf import save as save
     from jaxdiff.models._lm import LM as LM
     from jaxdiff.models._lm import init as init
@@ -32,6 +33,7 @@ _HOMES = {
     "fingerprint": "_files",
     "init": "_lm",
     "load": "_hf",
+    "load_spec": "_hf",
     "parameters": "_lm",
     "run": "_run",
     "save": "_hf",
@@ -46,6 +48,7 @@ __all__ = [
     "fingerprint",
     "init",
     "load",
+    "load_spec",
     "parameters",
     "run",
     "save",

@@ -56,6 +56,15 @@ def load(
     return LM(params=params, graphdef=graphdef, spec=spec)
 
 
+def load_spec(name_or_path: str | Path, *, revision: str | None = None) -> ModelConfig:
+    """Returns what a model is made of, without its weights.
+
+    Raises:
+        JaxdiffError: If there is no such model, or it needs what jaxdiff does not have.
+    """
+    return read_spec(resolve(name_or_path, revision=revision, weights=False))
+
+
 def read_spec(folder: Path) -> ModelConfig:
     """Reads what a model is made of from its config.json.
 

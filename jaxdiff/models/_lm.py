@@ -58,6 +58,7 @@ def abstract(spec: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
     return graphdef, nnx.to_pure_dict(state)
 
 
-def parameters(lm: LM) -> int:
+def parameters(model: LM | ModelConfig) -> int:
     """Returns the number of parameters; tied embeddings count once."""
-    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(lm.params))
+    params = model.params if isinstance(model, LM) else abstract(model)[1]
+    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(params))
