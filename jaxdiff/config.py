@@ -8,7 +8,7 @@ import difflib
 import types
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 import yaml
@@ -126,6 +126,14 @@ class DictionaryConfig(Config):
     """Start all models from the same decoder directions."""
     median_bias: bool = True
     """Start the decoder bias at the geometric median of the first batch; zeros otherwise."""
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.k_start is None) != (self.k_anneal == 0):
+            raise ValueError("k_start and k_anneal belong together: give both or neither")
+        if self.match_l0 and (self.activation != "relu" or self.l1 == 0):
+            raise ValueError("match_l0 needs activation relu and an l1 above 0 to start from")
+        return self
 
 
 class TrainConfig(Config):
