@@ -8,7 +8,7 @@ import difflib
 import types
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import pydantic
 import yaml
@@ -128,7 +128,7 @@ class DictionaryConfig(Config):
     """Start the decoder bias at the geometric median of the first batch; zeros otherwise."""
 
     @pydantic.model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "DictionaryConfig":
         if (self.k_start is None) != (self.k_anneal == 0):
             raise ValueError("k_start and k_anneal belong together: give both or neither")
         if self.match_l0 and (self.activation != "relu" or self.l1 == 0):
