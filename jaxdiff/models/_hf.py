@@ -43,7 +43,7 @@ def load(
             truncated, or do not fit the config.
     """
     # The config comes first: an unsupported model must not cost the download of its weights.
-    spec = read_spec(resolve(name_or_path, revision=revision, weights=False))
+    spec = load_spec(name_or_path, revision=revision)
     folder = resolve(name_or_path, revision=revision)
     graphdef, shapes = abstract(spec)
     params = _weights.read(

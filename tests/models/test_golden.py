@@ -8,6 +8,8 @@ from safetensors.numpy import load_file
 
 from jaxdiff.models import load, run, sites
 
+go = jax.jit(run, static_argnames=("taps", "logits"))
+
 CASES = (
     "llama_gqa_untied_llama3",
     "llama_mha_tied_biases",
@@ -26,7 +28,7 @@ def test_logits_and_every_site(case):
     folder, tokens, expected = case
     lm = load(folder)
     taps = tuple(sites(lm))
-    _, found = jax.jit(run, static_argnames=("taps", "logits"))(lm, tokens, taps)
+    _, found = go(lm, tokens, taps)
     assert expected.keys() <= found.keys()
     for i in range(lm.spec.n_layers):
         before = expected[f"blocks.{i - 1}.resid_post"] if i else expected["embed"]
@@ -39,7 +41,7 @@ def test_logits_and_every_site(case):
 
 def test_bfloat16_is_close(case):
     folder, tokens, expected = case
-    logits, _ = run(load(folder, dtype=jnp.bfloat16), tokens)
+    logits, _ = go(load(folder, dtype=jnp.bfloat16), tokens)
     assert logits is not None and logits.dtype == jnp.bfloat16
     error = np.asarray(logits, np.float32) - expected["logits"]
     assert np.linalg.norm(error) < 0.05 * np.linalg.norm(expected["logits"])

@@ -12,7 +12,9 @@ from jaxdiff.models._lm import abstract
 from jaxdiff.models.decoder import Context
 from jaxdiff.models.rope import angles
 
-go = jax.jit(run, static_argnames=("taps", "logits"))
+# Compiling is most of a test's time; the results are compared with tolerances anyway.
+QUICK = {"xla_backend_optimization_level": 0}
+go = jax.jit(run, static_argnames=("taps", "logits"), compiler_options=QUICK)
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def test_gradient_matches_finite_differences_with_and_without_taps(lm, tokens):
 
     rng = np.random.default_rng(2)
     step = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), lm.params)
-    gradient = jax.jit(jax.value_and_grad(loss))
+    gradient = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
     plain = gradient(lm.params)[1]
     ends = [
         gradient(jax.tree.map(lambda p, s, e=e: p + np.float32(e) * s, lm.params, step))[0]
@@ -181,7 +183,8 @@ def test_gradient_matches_finite_differences_with_and_without_taps(lm, tokens):
     ]
     dot = sum(np.sum(g * s) for g, s in zip(*map(jax.tree.leaves, (plain, step)), strict=True))
     np.testing.assert_allclose(dot, (ends[0] - ends[1]) / 1e-3, rtol=2e-2)
-    cut = jax.jit(jax.grad(lambda p: loss(p, ("blocks.1.mlp_out", "model.layers.2"))))(lm.params)
+    taps = ("blocks.1.mlp_out", "model.layers.2")
+    cut = jax.jit(jax.grad(lambda p: loss(p, taps)), compiler_options=QUICK)(lm.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), plain, cut)
 
 
