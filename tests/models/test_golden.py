@@ -18,18 +18,16 @@ CASES = (
 )
 
 
-@pytest.fixture(params=CASES)
-def case(request, golden):
-    expected = load_file(golden / request.param / "expected.safetensors")
-    return golden / request.param, jnp.asarray(expected.pop("tokens")), expected
+def _read(folder):
+    expected = load_file(folder / "expected.safetensors")
+    return jnp.asarray(expected.pop("tokens")), expected
 
 
-def test_logits_and_every_site(case):
-    folder, tokens, expected = case
-    lm = load(folder)
-    taps = tuple(sites(lm))
-    _, found = go(lm, tokens, taps)
-    assert expected.keys() <= found.keys()
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_every_site(golden, case):
+    lm = load(golden / case)
+    tokens, expected = _read(golden / case)
+    _, found = go(lm, tokens, tuple(sites(lm)))
     for i in range(lm.spec.n_layers):
         before = expected[f"blocks.{i - 1}.resid_post"] if i else expected["embed"]
         expected[f"blocks.{i}.resid_pre"] = before
@@ -39,9 +37,10 @@ def test_logits_and_every_site(case):
         np.testing.assert_allclose(found[site], value, atol=1e-4, rtol=1e-5, err_msg=site)
 
 
-def test_bfloat16_is_close(case):
-    folder, tokens, expected = case
-    logits, _ = go(load(folder, dtype=jnp.bfloat16), tokens)
-    assert logits is not None and logits.dtype == jnp.bfloat16
+@pytest.mark.parametrize("case", ["llama_mha_tied_biases", "gemma2_window_caps"])
+def test_bfloat16_is_close(golden, case):
+    tokens, expected = _read(golden / case)
+    logits, _ = go(load(golden / case, dtype=jnp.bfloat16), tokens)
+    assert logits.dtype == jnp.bfloat16
     error = np.asarray(logits, np.float32) - expected["logits"]
     assert np.linalg.norm(error) < 0.05 * np.linalg.norm(expected["logits"])
