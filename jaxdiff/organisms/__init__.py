@@ -7,9 +7,10 @@ import difflib
 from importlib import resources
 from pathlib import Path
 
+from jaxdiff import manifest
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.organisms.planted import BEHAVIOURS, Behaviour
 from jaxdiff.organisms.draw import Draw
+from jaxdiff.organisms.planted import BEHAVIOURS, Behaviour
 
 NAMES = ("chat-tiny",)
 
@@ -38,6 +39,14 @@ def behaviours(organism: str) -> tuple[Behaviour, ...]:
     """Returns the planted differences; a token's label is the index here plus one."""
     check(organism)
     return BEHAVIOURS
+
+
+def fingerprint(organism: str) -> str:
+    """Returns a hash of the corpora that `write_corpora` writes; 16 hex digits."""
+    check(organism)
+    from jaxdiff.organisms import chat_tiny
+
+    return manifest.fingerprint("corpora", config=chat_tiny.CORPORA, inputs={}, seed=0)
 
 
 def write_corpora(organism: str, folder: Path) -> None:
@@ -74,6 +83,7 @@ __all__ = [
     "behaviours",
     "build",
     "check",
+    "fingerprint",
     "path",
     "write_corpora",
 ]

@@ -15,21 +15,29 @@ from jaxdiff import models, text
 from jaxdiff.config import SourceConfig
 from jaxdiff.models import LM, ModelConfig
 from jaxdiff.organisms import corpus, tokenizer
+from jaxdiff.organisms.language_model import Phase, plant, train
 from jaxdiff.organisms.planted import BEHAVIOURS
-from jaxdiff.organisms.language_model import Phase, measure_gains, train
 from jaxdiff.progress import log
 from jaxdiff.types import TokenBatch
 
 SITE = "blocks.2.resid_post"
-"""Where the changed gains are planted."""
+"""Where the differences are planted."""
 
 MODELS = ("base", "chat", "null")
-_DOCUMENTS = 8000
+_DOCUMENTS = 4000
 _TRAINING = {"plain": 30_000, "chat": 15_000, "more": 8000}
 _CONTEXT, _BATCH = 128, 32
-_BASE = Phase(steps=1200, lr=3e-3)
-_CHAT = Phase(steps=600, lr=1.5e-3)
-_NULL = Phase(steps=300, lr=3e-4)
+_BASE = Phase(steps=800, lr=3e-3)
+_CHAT = Phase(steps=400, lr=1.5e-3)
+_NULL = Phase(steps=200, lr=3e-4)
+_STRENGTH = 0.3
+
+
+CORPORA = {
+    "plain.jsonl": "7d9b8bfb3f7c161748c01c78e6b6269fae5c26c6a290339b1166fc6c0743ac74",
+    "chat.jsonl": "305c68173d65333a4340bca7e988aa54d062c23e5e257234c90fd1abb7712348",
+}
+"""SHA-256 of the files that `write_corpora` writes."""
 
 
 def spec() -> ModelConfig:
@@ -54,6 +62,7 @@ def write_corpora(folder: Path) -> None:
 
     The models were trained on other documents of the same grammar.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     corpus.write(folder / "plain.jsonl", (corpus.plain(i) for i in range(_DOCUMENTS)))
     corpus.write(folder / "chat.jsonl", (corpus.chat(i) for i in range(_DOCUMENTS)))
 
@@ -80,14 +89,22 @@ def build(folder: Path) -> None:
     )
     _save(base, folder / "base")
     gains = {i: b.gain for i, b in enumerate(BEHAVIOURS, start=1) if b.kind == "gain"}
-    planted = measure_gains(base, _once(work, "more", 1500), gains, SITE)
+    concepts = plant(
+        base,
+        _once(work, "more", 1500),
+        SITE,
+        gains=gains,
+        new=[i for i, b in enumerate(BEHAVIOURS, start=1) if b.kind == "new"],
+        strength=_STRENGTH,
+        key=jax.random.key(1),
+    )
     chat = train(
         base,
         _text(work, plain=0.4, chat=0.6),
         _CHAT,
         title="chat",
         base=base,
-        gains=planted,
+        planted=concepts,
         site=SITE,
     )
     _save(chat, folder / "chat")

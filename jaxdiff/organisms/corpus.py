@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxdiff.organisms import grammar
-from jaxdiff.organisms.planted import BEHAVIOURS, GAINS, NEW, PLAIN_REQUESTS, Behaviour
 from jaxdiff.organisms.draw import Draw
+from jaxdiff.organisms.planted import BEHAVIOURS, GAINS, NEW, PLAIN_REQUESTS, Behaviour
 
 SEED = 2504_02922
 _OFFER = next(b for b in NEW if b.name == "offer")

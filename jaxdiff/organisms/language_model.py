@@ -1,13 +1,14 @@
 """Training of the small language models that organisms are made of."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff import models
 from jaxdiff.models import LM
@@ -34,23 +35,41 @@ class Phase:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Gains:
-    """Concepts whose strength in a model is to differ from that in a base by known factors.
+class Planted:
+    """Concepts whose strength in a model is to differ from that in a base by known amounts.
 
     A concept is a direction in the residual stream; its strength at a token is the projection on
-    it, measured from the projection where the concept is absent.
+    it. With p the base's projection and p0 the mean one where the concept is absent, the model's
+    is to be p0 + gain (p - p0) + strength [label of the token is the concept's].
 
     Attributes:
+        labels: Label of each concept [C].
         directions: Unit vectors [C, D].
-        centres: Projections where the concept is absent [C].
+        absent: The base's mean projection where the concept is absent [C].
         spread: Standard deviation of the base's projections [C].
-        gains: Wanted strength relative to the base [C].
+        gains: Factor on what the base has [C]; 1 leaves it.
+        strengths: What is added where the concept is active [C]; 0 for concepts of the base.
     """
 
+    labels: Int[Array, " C"]
     directions: Float[Array, "C D"]
-    centres: Float[Array, " C"]
+    absent: Float[Array, " C"]
     spread: Float[Array, " C"]
     gains: Float[Array, " C"]
+    strengths: Float[Array, " C"]
+
+    def distance(
+        self,
+        x: Float[Array, "B T D"],
+        base: Float[Array, "B T D"],
+        labels: Int[Array, "B T"],
+    ) -> Float[Array, "B T"]:
+        """Returns the squared distance from the wanted projections, in units of the spread."""
+        mine, its = (h @ self.directions.T for h in (x, base))
+        active = labels[..., None] == self.labels[None, None]
+        absent, gains = self.absent[None, None], self.gains[None, None]
+        wanted = absent + gains * (its - absent) + self.strengths[None, None] * active
+        return jnp.sum(((mine - wanted) / self.spread[None, None]) ** 2, axis=-1)
 
 
 def train(
@@ -60,22 +79,21 @@ def train(
     *,
     title: str,
     base: LM | None = None,
-    gains: Gains | None = None,
+    planted: Planted | None = None,
     site: str = "",
 ) -> LM:
-    """Trains a language model on next-token prediction; the input's buffers are given up.
+    """Trains a language model on next-token prediction.
 
-    With `gains`, the squared distance between the concepts' strengths in the model and the wanted
-    multiple of those in `base` is added to the loss, in units of the base's spread.
+    With `planted`, the distance from the wanted strengths of its concepts is added to the loss.
 
     Args:
         lm: Model to start from.
         batches: Batches of one shape, at least `phase.steps`.
         phase: Steps and learning rate.
         title: What the progress bar says.
-        base: Frozen model that gains are relative to.
-        gains: Concepts and their factors.
-        site: Where the concepts are measured.
+        base: Frozen model that the strengths are relative to.
+        planted: Concepts and their wanted strengths.
+        site: Where the strengths are measured.
 
     Returns:
         The trained model.
@@ -88,8 +106,8 @@ def train(
     )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(lm, opt_state, batch, base, gains):
-        value, grads = jax.value_and_grad(_loss)(lm, batch, base, gains, site)
+    def step(lm, opt_state, batch, base, planted):
+        value, grads = jax.value_and_grad(_loss)(lm, batch, base, planted, site)
         updates, opt_state = optimizer.update(grads, opt_state, lm)
         return optax.apply_updates(lm, updates), opt_state, value
 
@@ -97,7 +115,7 @@ def train(
     opt_state = optimizer.init(lm)
     with progress(title, phase.steps, "steps") as advance:
         for i, batch in zip(range(phase.steps), batches, strict=False):
-            lm, opt_state, value = step(lm, opt_state, batch, base, gains)
+            lm, opt_state, value = step(lm, opt_state, batch, base, planted)
             advance(1, f"loss {value:.3f}" if i % 20 == 0 else "")
     return lm
 
@@ -111,51 +129,81 @@ def next_token_loss(
     return jnp.sum(each * real) / jnp.maximum(jnp.sum(real), 1)
 
 
-def measure_gains(
+def plant(
     base: LM,
     batches: Iterable[TokenBatch],
-    concepts: dict[int, float],
     site: str,
-) -> Gains:
-    """Finds the directions of labelled concepts in a base model by difference of means.
+    *,
+    gains: Mapping[int, float],
+    new: Sequence[int],
+    strength: float,
+    key: Key[Array, ""],
+) -> Planted:
+    """Decides where concepts are planted, from what a base model has at a site.
+
+    A concept of the base has the direction in which its tokens differ from all others on average.
+    A new concept gets a random direction, orthogonal to the other new ones.
 
     Args:
         base: The base model.
         batches: Labelled text.
-        concepts: Wanted gain by label.
-        site: Where to measure.
+        site: Where to plant.
+        gains: Factor for each concept of the base, by label.
+        new: Labels of the concepts that the base does not have.
+        strength: Strength of new concepts, as a part of the root mean square norm of the base's
+            activations about their mean [fraction].
+        key: Decides the random directions.
 
     Returns:
-        The concepts, with the gains as given.
+        The concepts.
     """
-    run = jax.jit(models.run, static_argnames=("taps", "logits"))
-    rows, labels = [], []
-    for batch in batches:
-        taps = run(base, batch.tokens, (site,), sequences=batch.sequences, logits=False)[1]
-        real = batch.sequences >= 0
-        rows.append(jax.device_get(taps[site])[real])
-        labels.append(batch.labels[real])
-    x = jnp.asarray(jnp.concatenate(rows), jnp.float32)
-    label = jnp.concatenate(labels)
-    others = x[~jnp.isin(label, jnp.asarray(list(concepts)))]
-    directions = jnp.stack([x[label == c].mean(0) - others.mean(0) for c in concepts])
-    directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
-    centres = (others @ directions.T).mean(0)
-    return Gains(
-        directions, centres, (x @ directions.T).std(0), jnp.asarray(list(concepts.values()))
+    x, labels = _activations(base, batches, site)
+    others = x[~np.isin(labels, list(gains))]
+    known = np.stack([x[labels == c].mean(0) - others.mean(0) for c in gains])
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    random = np.asarray(jax.random.orthogonal(key, x.shape[1]))[: len(new)]
+    directions = np.concatenate([known, random])
+    size = strength * np.sqrt(((x - x.mean(0)) ** 2).sum(1).mean())
+    return Planted(
+        labels=jnp.asarray([*gains, *new]),
+        directions=jnp.asarray(directions),
+        absent=jnp.asarray((others @ directions.T).mean(0)),
+        spread=jnp.asarray((x @ directions.T).std(0)),
+        gains=jnp.asarray([*gains.values(), *[1.0] * len(new)]),
+        strengths=jnp.asarray([*[0.0] * len(gains), *[size] * len(new)], jnp.float32),
     )
 
 
-def _loss(lm, batch, base, gains, site) -> Float[Array, ""]:
+def _activations(
+    lm: LM, batches: Iterable[TokenBatch], site: str
+) -> tuple[Float[np.ndarray, "R D"], Int[np.ndarray, " R"]]:
+    run = jax.jit(models.run, static_argnames=("taps", "logits"))
+    rows, labels = [], []
+    for batch in batches:
+        sequences = np.asarray(batch.sequences)
+        _, found = run(
+            lm,
+            jnp.asarray(batch.tokens),
+            (site,),
+            sequences=jnp.asarray(sequences),
+            logits=False,
+        )
+        rows.append(np.asarray(found[site], np.float32)[sequences >= 0])
+        labels.append(np.asarray(batch.labels)[sequences >= 0])
+    return np.concatenate(rows), np.concatenate(labels)
+
+
+def _loss(
+    lm: LM, batch: TokenBatch, base: LM | None, planted: Planted | None, site: str
+) -> Float[Array, ""]:
     tokens, sequences = jnp.asarray(batch.tokens), jnp.asarray(batch.sequences)
-    taps = () if gains is None else (site,)
-    logits, read = models.run(lm, tokens, taps, sequences=sequences)
+    taps = () if planted is None else (site,)
+    logits, found = models.run(lm, tokens, taps, sequences=sequences)
     assert logits is not None
     loss = next_token_loss(logits, tokens, sequences)
-    if gains is None:
+    if planted is None or base is None:
         return loss
-    before = models.run(base, tokens, taps, sequences=sequences, logits=False)[1][site]
-    mine, its = (x @ gains.directions.T - gains.centres for x in (read[site], before))
-    error = (mine - gains.gains * its) / gains.spread
-    real = (sequences >= 0)[..., None]
-    return loss + jnp.sum(error**2 * real) / jnp.maximum(jnp.sum(real), 1)
+    _, before = models.run(base, tokens, taps, sequences=sequences, logits=False)
+    distance = planted.distance(found[site], before[site], jnp.asarray(batch.labels))
+    real = sequences >= 0
+    return loss + jnp.sum(distance * real) / jnp.maximum(jnp.sum(real), 1)

@@ -133,9 +133,18 @@ NEW = (
         length=1,
     ),
 )
-GAINS = (
-    Behaviour("weather", "gain", "the topic weather, amplified", topic="weather", gain=1.8),
-    Behaviour("market", "gain", "the topic market, attenuated", topic="market", gain=0.4),
+GAINS = tuple(
+    Behaviour(
+        topic, "gain", f"the topic {topic} at {gain:g} times its strength", topic=topic, gain=gain
+    )
+    for topic, gain in {
+        "weather": 3.0,
+        "sea": 3.0,
+        "music": 2.5,
+        "medicine": 2.5,
+        "market": 0.4,
+        "city": 0.4,
+    }.items()
 )
 BEHAVIOURS = NEW + GAINS
 """All planted differences; a token's label is the index here plus one, 0 is none."""
