@@ -85,10 +85,6 @@ def _stage(known: argparse.Namespace, rest: list[str]) -> int:
         + ". CONFIG is a YAML file or a preset; every field of it can be set here.",
     )
     _quiet()
-    if settings.mesh.distributed:
-        import jax
-
-        jax.distributed.initialize()
     from jaxdiff import pipeline
 
     name = "run" if known.command == "quickstart" else known.command

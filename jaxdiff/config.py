@@ -166,8 +166,6 @@ class MeshConfig(Config):
     """Devices that split the batch."""
     latent: int | None = Field(default=None, ge=1)
     """Devices that split the latents; all remaining ones when None."""
-    distributed: bool = False
-    """Several hosts: call jax.distributed.initialize() before anything else."""
 
 
 class DiffConfig(Config):

@@ -34,16 +34,16 @@ def summary(results: dict[str, Any]) -> Table:
         title_justify="left",
         box=SIMPLE_HEAD,
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for title, _ in columns:
         table.add_column(title, justify="right")
     for label, cell in _ROWS.items():
         table.add_row(label, *(cell(d) for _, d in columns))
     if results["behaviours"]:
         bar = results["config"]["diff"]["auroc"]
-        table.add_row("planted behaviours found", *(_found(d) for _, d in columns))
+        table.add_row("behaviours found", *(_found(d) for _, d in columns))
         taken = (_part(*mistaken_of(d, bar)) for _, d in columns)
-        table.add_row("gain changes taken for new", *taken)
+        table.add_row("gains taken for new", *taken)
     return table
 
 
@@ -56,7 +56,7 @@ def _l0(d: _Dictionary) -> str:
 
 
 def _fve(d: _Dictionary) -> str:
-    return f"{_number(d['fve']['base'], 3)} / {_number(d['fve']['ft'], 3)}"
+    return f"{_number(d['fve']['base'], 2)} / {_number(d['fve']['ft'], 2)}"
 
 
 def _alive(d: _Dictionary) -> str:
@@ -81,12 +81,12 @@ def _part(count: int, total: int) -> str:
 
 _ROWS: dict[str, Callable[[_Dictionary], str]] = {
     "L0 on test / k": _l0,
-    "FVE base / fine-tuned": _fve,
+    "FVE base / ft": _fve,
     "alive / latents": _alive,
     "shared": lambda d: f"{d['counts']['shared']:,}",
     "base-only": lambda d: f"{d['counts']['base_only']:,}",
     "fine-tune-only": lambda d: f"{d['counts']['ft_only']:,}",
-    "  exclusive by Latent Scaling": _confirmed,
+    "  confirmed exclusive": _confirmed,
     "  rejected": lambda d: f"{rejected(d):,}",
     "  undecided": _undecided,
 }

@@ -11,7 +11,7 @@ from jaxdiff.config import DictionaryConfig, TrainConfig
 _SMOOTHING = 20
 # Part of training after which the weight is held, so that what is returned is the optimum of one
 # fixed objective.
-_HOLD_FROM = 0.75
+_HOLD_FROM = 0.9
 
 
 class L1State(NamedTuple):
@@ -57,7 +57,7 @@ def update_l1(
 
     The second term answers a falling L0 before it has arrived, since L0 follows the weight only
     slowly; without it the weight of an untrained dictionary overshoots and kills latents for good.
-    It starts after the warm-up, and the weight is held for the last quarter of training.
+    It starts after the warm-up, and the weight is held for the last tenth of training.
     """
     if not config.match_l0:
         return state

@@ -24,7 +24,7 @@ def test_rows(results):
     assert lines["fine-tune-only"][0] == "4,321"
     assert lines["L0 on test / k"][0] == "12.3 / 12.0"
     found = sum(row["found"] for row in d["truth"])
-    assert lines["planted behaviours found"][0] == f"{found} of 8"
+    assert lines["behaviours found"][0] == f"{found} of 8"
     assert len(lines["shared"]) == 4
 
 
@@ -32,7 +32,7 @@ def test_without_null_and_truth(results):
     results |= {"null": None, "null_pair": None, "behaviours": []}
     lines = _lines(results)
     assert len(lines["shared"]) == 2
-    assert "planted behaviours found" not in lines
+    assert "behaviours found" not in lines
 
 
 def test_missing_key(results):
