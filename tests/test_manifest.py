@@ -60,7 +60,8 @@ def test_a_killed_stage_finds_its_work_again(tmp_path):
         import os, signal
         from pathlib import Path
         from jaxdiff import manifest
-        with manifest.stage(Path({str(tmp_path / "s")!r}), "t", config={{}}, inputs={{}}, seed=0) as w:
+        folder = Path({str(tmp_path / "s")!r})
+        with manifest.stage(folder, "t", config={{}}, inputs={{}}, seed=0) as w:
             with (w / "half").open("a") as file:
                 file.write("x")
             if (w / "half").read_text() == "x":

@@ -1,5 +1,6 @@
 """Training of the small language models that organisms are made of."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,11 +109,12 @@ def train(
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(lm, opt_state, batch, base, planted):
         value, grads = jax.value_and_grad(_loss)(lm, batch, base, planted, site)
-        updates, opt_state = optimizer.update(grads, opt_state, lm)
-        return optax.apply_updates(lm, updates), opt_state, value
+        updates, opt_state = optimizer.update(grads.params, opt_state, lm.params)
+        params = optax.apply_updates(lm.params, updates)
+        return dataclasses.replace(lm, params=params), opt_state, value
 
     lm = jax.tree.map(jnp.copy, lm)
-    opt_state = optimizer.init(lm)
+    opt_state = optimizer.init(lm.params)
     with progress(title, phase.steps, "steps") as advance:
         for i, batch in zip(range(phase.steps), batches, strict=False):
             lm, opt_state, value = step(lm, opt_state, batch, base, planted)

@@ -4,8 +4,8 @@ import pytest
 
 from jaxdiff import organisms
 from jaxdiff.organisms import chat_tiny, corpus, grammar, tokenizer
-from jaxdiff.organisms.planted import BEHAVIOURS, NEW
 from jaxdiff.organisms.draw import Draw
+from jaxdiff.organisms.planted import BEHAVIOURS, NEW
 from jaxdiff.text import encode_document, load_tokenizer
 from jaxdiff.types import Role
 
