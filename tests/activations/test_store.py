@@ -7,6 +7,8 @@ import pytest
 from jaxdiff.activations import Moments, Recorded, Store, write_store
 from jaxdiff.errors import JaxdiffError
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def folder(tmp_path, rows, config):

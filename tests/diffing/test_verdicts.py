@@ -20,6 +20,8 @@ from jaxdiff.diffing import (
 )
 from jaxdiff.stats import InMemory, blocks, fold
 
+pytestmark = pytest.mark.smoke
+
 
 def _judge(data):
     d = data.dictionary

@@ -10,6 +10,8 @@ from jaxdiff.kernels.largest import largest, largest_per_row
 
 from jaxdiff.mesh import make_mesh
 
+pytestmark = pytest.mark.smoke
+
 select = jax.jit(largest)
 select_in_rows = jax.jit(largest_per_row)
 

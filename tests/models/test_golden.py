@@ -8,6 +8,8 @@ from safetensors.numpy import load_file
 
 from jaxdiff.models import load, run, sites
 
+pytestmark = pytest.mark.smoke
+
 go = jax.jit(run, static_argnames=("taps", "logits"))
 
 CASES = (

@@ -9,6 +9,8 @@ from jaxdiff.organisms.planted import BEHAVIOURS, NEW
 from jaxdiff.text import encode_document, load_tokenizer
 from jaxdiff.types import Role
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):

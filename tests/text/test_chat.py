@@ -10,6 +10,8 @@ from jaxdiff.errors import JaxdiffError
 from jaxdiff.text import encode_document
 from jaxdiff.types import Role
 
+pytestmark = pytest.mark.smoke
+
 ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
 STYLES = ["chatml", "chatml_with_default", "llama3", "gemma2", "system_in_last_user"]
 # Contents that stand in the templates too, touch white space, or imitate the end of a message.

@@ -12,6 +12,8 @@ from jaxdiff.dictionaries import Dictionary, init, loss
 from jaxdiff.training.state import TrainState, init_l1, make_optimizer
 from jaxdiff.training.step import train_step
 
+pytestmark = pytest.mark.smoke
+
 SHAPE, LATENTS, BATCH = (2, 6), 16, 24
 NORMS = ("crosscoder", "sae", "mixed", "none", "decoupled")
 CASES = [("batch_topk", norm) for norm in NORMS] + [
