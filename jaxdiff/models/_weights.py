@@ -153,8 +153,8 @@ def _array(
         if key not in shards:
             shard = np.empty([len(range(*part)) for part in key], dtype)
             inner = tuple(slice(*part) for part in (key[1:] if stacked else key))
-            layers = slices[slice(*key[0])] if stacked else slices
-            for out, layer in zip(shard if stacked else shard[None], layers, strict=True):
+            # No sharding splits the layer axis, so a shard has a part of every layer.
+            for out, layer in zip(shard if stacked else shard[None], slices, strict=True):
                 out[...] = layer[inner]
             shards[key] = shard
         return shards[key]
