@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff import models
 from jaxdiff.models import LM
@@ -69,7 +69,8 @@ class Planted:
         mine, its = (h @ self.directions.T for h in (x, base))
         active = labels[..., None] == self.labels[None, None]
         absent, gains = self.absent[None, None], self.gains[None, None]
-        wanted = absent + gains * (its - absent) + self.strengths[None, None] * active
+        added = jnp.where(active, self.strengths[None, None], 0.0)
+        wanted = absent + gains * (its - absent) + added
         return jnp.sum(((mine - wanted) / self.spread[None, None]) ** 2, axis=-1)
 
 
@@ -128,7 +129,7 @@ def next_token_loss(
     """Returns the mean cross-entropy [nats per token] of next tokens of the same document."""
     real = (sequences[:, 1:] == sequences[:, :-1]) & (sequences[:, 1:] >= 0)
     each = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
-    return jnp.sum(each * real) / jnp.maximum(jnp.sum(real), 1)
+    return _mean(each, real)
 
 
 def plant(
@@ -207,5 +208,9 @@ def _loss(
         return loss
     _, before = models.run(base, tokens, taps, sequences=sequences, logits=False)
     distance = planted.distance(found[site], before[site], jnp.asarray(batch.labels))
-    real = sequences >= 0
-    return loss + jnp.sum(distance * real) / jnp.maximum(jnp.sum(real), 1)
+    return loss + _mean(distance, sequences >= 0)
+
+
+def _mean(values: Float[Array, "B T"], where: Bool[Array, "B T"]) -> Float[Array, ""]:
+    count = jnp.maximum(jnp.sum(where), 1).astype(values.dtype)
+    return jnp.sum(jnp.where(where, values, 0.0)) / count

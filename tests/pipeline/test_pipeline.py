@@ -34,11 +34,31 @@ def small(out: Path, **more) -> RunConfig:
     return config.parse(preset | {"out": out} | more)
 
 
+def _start(settings: RunConfig, folder: Path) -> subprocess.Popen:
+    """Starts a run in a process of its own, with the suite's devices but not its shape checks."""
+    path = folder / "config.json"
+    path.write_text(settings.model_dump_json())
+    code = (
+        "import jax; jax.config.update('jax_num_cpu_devices', 8)\n"
+        "import sys; from jaxdiff import cli\n"
+        f"sys.exit(cli.main(['run', {str(path)!r}]))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> RunConfig:
-    settings = small(tmp_path_factory.mktemp("run") / "out")
-    pipeline.run(settings)
+    folder = tmp_path_factory.mktemp("run")
+    settings = small(folder / "out")
+    assert _start(settings, folder).wait() == 0
     return settings
+
+
+@pytest.fixture
+def out(finished: RunConfig, tmp_path) -> Path:
+    """Returns a run's folder that has the corpora already: they take a while to write."""
+    shutil.copytree(finished.out / "corpus", tmp_path / "out" / "corpus")
+    return tmp_path / "out"
 
 
 @pytest.mark.smoke
@@ -83,23 +103,16 @@ def test_only_what_depends_on_a_change_is_done_again(finished: RunConfig, tmp_pa
     assert not any(line.startswith(("harvest", "train")) for line in redone)
 
 
-def test_a_run_that_is_killed_ends_with_the_same_bits(finished: RunConfig, tmp_path):
-    settings = small(tmp_path / "out")
-    path = tmp_path / "config.json"
-    path.write_text(settings.model_dump_json())
-    code = (
-        "import jax; jax.config.update('jax_num_cpu_devices', 8)\n"
-        "import pathlib; from jaxdiff import config, pipeline\n"
-        f"pipeline.run(config.load({str(path)!r}))"
-    )
+def test_a_run_that_is_killed_ends_with_the_same_bits(finished: RunConfig, out, tmp_path):
+    settings = small(out)
     # Killed once it has begun to write each of these.
     for sign in ("main/harvest/train*/**/*", "main/train/l1*/checkpoints/*", "null/diff/l1*/*"):
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        process = _start(settings, tmp_path)
         while not list(settings.out.glob(sign)) and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    pipeline.run(settings)
+    assert _start(settings, tmp_path).wait() == 0
     for pair in ("main", "null"):
         for name in settings.dictionaries:
             folders = [out / pair / "train" / name for out in (settings.out, finished.out)]
@@ -108,14 +121,12 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(finished: RunConfig, tmp_p
                 np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
 
 
-def test_stream_mode_stores_no_training_text(finished: RunConfig, tmp_path):
+def test_stream_mode_stores_no_training_text(finished: RunConfig, out, tmp_path):
     preset = finished.model_dump()
     preset["harvest"] |= {"mode": "stream", "ring": 2048}
     one = {"batch_topk": preset["dictionaries"]["batch_topk"]}
-    settings = config.parse(
-        preset | {"out": tmp_path / "out", "null_pair": None, "dictionaries": one}
-    )
-    pipeline.run(settings)
+    settings = config.parse(preset | {"out": out, "null_pair": None, "dictionaries": one})
+    assert _start(settings, tmp_path).wait() == 0
     assert not (settings.out / "main/harvest/train").exists()
     results = json.loads((settings.out / "results.json").read_text())
     assert results["null"] is None
@@ -153,9 +164,9 @@ def _main(*words: str) -> int:
         (("quickstart", "--mesh.latent", "99"), "99"),
     ],
 )
-def test_bad_words_end_with_code_2_and_one_message(words, said, tmp_path, capfd):
-    out = ("--out", str(tmp_path / "out")) if words[0] == "quickstart" else ()
-    assert _main(*words, *out) == 2
+def test_bad_words_end_with_code_2_and_one_message(words, said, out, capfd):
+    where = ("--out", str(out)) if words[0] == "quickstart" else ()
+    assert _main(*words, *where) == 2
     heard = capfd.readouterr().err
     assert said in heard
     assert "Traceback" not in heard
@@ -208,18 +219,18 @@ def _other_vocabulary(folder: Path) -> None:
         (_other_vocabulary, "600"),
     ],
 )
-def test_bad_models_end_with_code_2_and_one_message(change, said, tmp_path, capfd):
+def test_bad_models_end_with_code_2_and_one_message(change, said, out, tmp_path, capfd):
     model = _damaged(tmp_path, "chat", change)
-    words = ("quickstart", "--models.ft", str(model), "--out", str(tmp_path / "out"))
+    words = ("quickstart", "--models.ft", str(model), "--out", str(out))
     assert _main(*words, "--mesh.latent", "1") == 2
     heard = capfd.readouterr().err
     assert said in heard
     assert "Traceback" not in heard
 
 
-def test_an_empty_corpus_ends_with_code_2(tmp_path, capfd):
+def test_an_empty_corpus_ends_with_code_2(out, tmp_path, capfd):
     (tmp_path / "none.jsonl").write_text("")
-    words = ("--text.sources.1.path", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out"))
+    words = ("--text.sources.1.path", str(tmp_path / "none.jsonl"), "--out", str(out))
     assert _main("quickstart", *words) == 2
     assert "none.jsonl" in capfd.readouterr().err
 
