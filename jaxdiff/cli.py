@@ -18,6 +18,9 @@ _STAGES = {
 }
 
 
+_NO_NULL = "--no-null-pair"
+
+
 def main(args: list[str] | None = None) -> int:
     """Runs one command.
 
@@ -37,6 +40,9 @@ def main(args: list[str] | None = None) -> int:
         return _stage(known, rest)
     except JaxdiffError as error:
         print(f"jaxdiff: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"jaxdiff: {error.strerror or error}\n  where: {error.filename}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jaxdiff: interrupted; run the same command again to go on", file=sys.stderr)
@@ -78,11 +84,12 @@ def _stage(known: argparse.Namespace, rest: list[str]) -> int:
         )
     settings = tyro.cli(
         tyro.conf.AvoidSubcommands[RunConfig],
-        args=rest,
-        default=config.load(known.config or "quickstart"),
+        args=[word for word in rest if word != _NO_NULL],
+        default=_with_null_pair(config.load(known.config or "quickstart"), rest),
         prog=f"jaxdiff {known.command}" + (f" {known.config}" if known.config else " CONFIG"),
         description=_STAGES.get(known.command, "The whole pipeline on a pair with known truth.")
-        + ". CONFIG is a YAML file or a preset; every field of it can be set here.",
+        + ". CONFIG is a YAML file or a preset; every field of it can be set here. "
+        + f"{_NO_NULL} leaves the null pair out.",
     )
     _quiet()
     from jaxdiff import pipeline
@@ -92,6 +99,17 @@ def _stage(known: argparse.Namespace, rest: list[str]) -> int:
     if name in ("run", "report"):
         pipeline.summarize(settings, result)
     return 0
+
+
+def _with_null_pair(settings: RunConfig, words: list[str]) -> RunConfig:
+    """Drops the null pair, or adds one (of the base with itself) that words can change."""
+    if _NO_NULL in words:
+        return settings.model_copy(update={"null_pair": None})
+    asked = any(word.replace("_", "-").startswith("--null-pair.") for word in words)
+    if asked and settings.null_pair is None:
+        same = settings.models.model_copy(update={"ft": settings.models.base})
+        return settings.model_copy(update={"null_pair": same})
+    return settings
 
 
 def _organism(known: argparse.Namespace, rest: list[str]) -> int:

@@ -5,6 +5,7 @@ known one.
 """
 
 import difflib
+import re
 import types
 from importlib import resources
 from pathlib import Path
@@ -178,9 +179,9 @@ class DiffConfig(Config):
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Level of the intervals [fraction]."""
     nu_reconstruction: float = Field(default=0.5, gt=0)
-    """A fine-tune-only latent with nu^r above this is decoupled (paper: 0.5)."""
+    """nu^r (and ratio of decoder norms) below which a latent may be exclusive; decoupled above."""
     nu_error: float = Field(default=0.2, gt=0)
-    """A fine-tune-only latent with nu^eps above this is shrunk (paper: 0.2)."""
+    """nu^eps below which a latent may be exclusive; shrunk above (paper: 0.2)."""
     min_sequences: float = Field(default=8.0, ge=0)
     """A latent carried by fewer than this stays undecided [effective sequences]."""
     examples: int = Field(default=8, ge=0)
@@ -216,6 +217,23 @@ class RunConfig(Config):
     """Devices."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random in the run."""
+
+    @pydantic.field_validator("out")
+    @classmethod
+    def _local(cls, out: Path) -> Path:
+        if re.match(r"[a-z0-9]+:/", str(out)):
+            raise ValueError("a run's folder must be local; buckets are not supported")
+        return out
+
+    @pydantic.field_validator("dictionaries")
+    @classmethod
+    def _names(cls, dictionaries: dict[str, DictionaryConfig]) -> dict[str, DictionaryConfig]:
+        if not dictionaries:
+            raise ValueError("there must be at least one dictionary")
+        for name in dictionaries:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"{name!r} cannot be a folder's name")
+        return dictionaries
 
 
 def presets() -> dict[str, Path]:

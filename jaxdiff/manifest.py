@@ -2,6 +2,8 @@
 
 import contextlib
 import datetime
+import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -70,10 +72,18 @@ def hash_files(folder: Path, pattern: str = "**/*") -> str:
     """Returns a hash of the names and contents of the files under a folder; 16 hex digits."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.glob(pattern) if p.is_file()):
+        found = path.stat()
         digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(_hash_file(path, found.st_size, found.st_mtime_ns))
     return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_file(path: Path, size: int, mtime_ns: int) -> bytes:
+    """Hashes a file's content once a process, as long as it does not change."""
+    del size, mtime_ns
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def read(folder: Path) -> Manifest:
@@ -118,9 +128,9 @@ def stage(
     """Runs a stage at most once; with several processes, all of them enter it.
 
     Yields a working folder, kept if the process dies, so that the same stage finds what it left
-    there; it becomes `folder` in one rename when the block ends without an error. Yields None when
-    `folder` already holds the stage's result. A result made from other inputs is replaced, but only
-    at that rename.
+    there; it becomes `folder` by renaming when the block ends without an error. Yields None when
+    `folder` already holds the stage's result. A result made from other inputs, and unfinished work
+    for others, stay until then.
 
     Args:
         folder: Where the result will be.
@@ -151,20 +161,33 @@ def stage(
     _barrier(f"enter {work}")
     started = time.monotonic()
     try:
-        if jax.process_index() == 0:
-            _remove_other_partials(folder, work)
         work.mkdir(parents=True, exist_ok=True)
         yield work
         _barrier(f"leave {work}")
         if jax.process_index() == 0:
             seconds = round(time.monotonic() - started, 3)
             _write(work, name, mark, config, inputs, seed, seconds)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(work, folder)
+            _replace(folder, work)
     except OSError as error:
         raise _explain(error, work) from error
     _barrier(f"done {work}")
+
+
+def expect(folder: Path, mark: str) -> Manifest:
+    """Reads a complete stage that must be the one with this fingerprint.
+
+    Raises:
+        JaxdiffError: If it is missing, damaged, or was made from other settings or inputs.
+    """
+    found = read(folder)
+    if found.fingerprint != mark:
+        raise JaxdiffError(
+            f"the {found.stage} in this folder was made from other settings or inputs: its "
+            f"manifest says {found.fingerprint}, these settings ask for {mark}",
+            where=folder,
+            fix=f"run `jaxdiff {found.stage}` with these settings, or choose another --out",
+        )
+    return found
 
 
 def stated_fingerprint(folder: Path) -> str | None:
@@ -195,14 +218,20 @@ def _barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _remove_other_partials(folder: Path, work: Path) -> None:
-    """Deletes what a stage with other inputs left unfinished."""
-    for stale in folder.parent.glob(f"{folder.name}.partial-*"):
-        if stale != work:
-            shutil.rmtree(stale)
+def _replace(folder: Path, work: Path) -> None:
+    """Puts a finished stage in its place; at any time the old or the new one can be found."""
+    old = folder.with_name(f"{folder.name}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(work, folder)
+    for stale in (old, *folder.parent.glob(f"{folder.name}.partial-*")):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _write(work, name, mark, config, inputs, seed, seconds) -> None:
+    # A process that died here before may have left its own.
+    for own in (FILE, f"{FILE}.tmp"):
+        (work / own).unlink(missing_ok=True)
     sizes = {
         str(path.relative_to(work)): path.stat().st_size
         for path in sorted(work.rglob("*"))
@@ -216,10 +245,15 @@ def _write(work, name, mark, config, inputs, seed, seconds) -> None:
     write_atomically(work / FILE, text.encode())
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _explain(error: OSError, folder: Path) -> JaxdiffError:
     free = shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free
+    full = error.errno in _FULL
     return JaxdiffError(
-        f"writing failed: {error.strerror or error} ({free / 2**30:.1f} GiB free)",
+        f"{error.strerror or error}" + (f" ({free / 2**30:.1f} GiB free)" if full else ""),
         where=error.filename or folder,
-        fix="free some space or choose another output folder; complete work is kept, run again",
+        fix=("free some space or choose another output folder; " if full else "")
+        + "complete work is kept, run again to go on",
     )

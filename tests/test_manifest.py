@@ -75,12 +75,43 @@ def test_a_killed_stage_finds_its_work_again(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
-def test_unfinished_work_for_other_inputs_is_cleared_away(tmp_path):
+def test_unfinished_work_for_other_inputs_stays_until_a_stage_is_complete(tmp_path):
     for x in (1, 2):
         with pytest.raises(RuntimeError):
             with manifest.stage(tmp_path / "s", "t", config={"x": x}, inputs={}, seed=0):
                 raise RuntimeError
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2
+    _stage(tmp_path / "s", "one")
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_crash_at_any_rename_can_be_repaired(tmp_path, monkeypatch, nth: int):
+    _stage(tmp_path / "s", "one")
+    replace, calls = os.replace, 0
+
+    def crash(*paths):
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        _stage(tmp_path / "s", "two", config={"x": 1})
+    monkeypatch.undo()
+    assert _stage(tmp_path / "s", "two", config={"x": 1})
+    assert not _stage(tmp_path / "s", "two", config={"x": 1})
+    assert manifest.read(tmp_path / "s").outputs == {"sub/value": 3}
+
+
+def test_a_result_of_other_inputs_is_refused(tmp_path):
+    _stage(tmp_path / "s", "one")
+    mark = manifest.read(tmp_path / "s").fingerprint
+    assert manifest.expect(tmp_path / "s", mark).fingerprint == mark
+    with pytest.raises(JaxdiffError, match="other settings"):
+        manifest.expect(tmp_path / "s", "0" * 16)
 
 
 def test_foreign_files_are_left_alone(tmp_path):

@@ -1,6 +1,7 @@
 """Model pairs with planted, known differences: what a diff should find, and what it should not.
 
-`chat-tiny` ships trained. `path("chat-tiny/chat")` is an ordinary Hugging Face directory.
+`chat-tiny` (base, chat) and `null-tiny` (the same base, and the base trained a little longer) ship
+trained; `path("chat-tiny/chat")` is an ordinary Hugging Face directory.
 """
 
 import difflib
@@ -12,7 +13,20 @@ from jaxdiff.errors import JaxdiffError
 from jaxdiff.organisms.draw import Draw
 from jaxdiff.organisms.planted import BEHAVIOURS, Behaviour
 
-NAMES = ("chat-tiny",)
+# Folder of each model, by organism.
+_MODELS = {
+    "chat-tiny": {"base": "base", "chat": "chat"},
+    "null-tiny": {"base": "base", "longer": "null"},
+}
+NAMES = tuple(_MODELS)
+
+PLANTING = (
+    "How this truth was made: the fine-tune learned the behaviours from chats, and its loss also "
+    "asked for a direction of its own at this site for each new behaviour, and for a factor on the "
+    "base's direction of each changed topic. The test is whether a diff finds what is known to be "
+    "there, not whether behaviours always look like this. One seed was run."
+)
+"""How the differences came into chat-tiny, for the report."""
 
 
 def path(name: str) -> Path:
@@ -26,19 +40,19 @@ def path(name: str) -> Path:
     """
     organism, _, model = name.partition("/")
     check(organism)
-    folder = Path(str(resources.files("jaxdiff.organisms"))) / "data" / organism / model
-    if not model or not (folder / "config.json").is_file():
-        have = sorted(p.parent.name for p in folder.parent.glob("*/config.json"))
+    if model not in _MODELS[organism]:
         raise JaxdiffError(
-            f"the organism {organism} has no model {model!r}", fix=f"it has {', '.join(have)}"
+            f"the organism {organism} has no model {model!r}",
+            fix=f"it has {', '.join(_MODELS[organism])}",
         )
-    return folder
+    data = Path(str(resources.files("jaxdiff.organisms"))) / "data" / "chat-tiny"
+    return data / _MODELS[organism][model]
 
 
 def behaviours(organism: str) -> tuple[Behaviour, ...]:
     """Returns the planted differences; a token's label is the index here plus one."""
     check(organism)
-    return BEHAVIOURS
+    return BEHAVIOURS if organism == "chat-tiny" else ()
 
 
 def fingerprint(organism: str) -> str:
@@ -58,7 +72,7 @@ def write_corpora(organism: str, folder: Path) -> None:
 
 
 def build(organism: str, folder: Path) -> None:
-    """Makes an organism anew: corpora, labels, and trained models."""
+    """Makes an organism anew: corpora, labels, trained models; those of both pairs at once."""
     check(organism)
     from jaxdiff.organisms import chat_tiny
 
@@ -78,6 +92,7 @@ def check(organism: str) -> None:
 __all__ = [
     "BEHAVIOURS",
     "NAMES",
+    "PLANTING",
     "Behaviour",
     "Draw",
     "behaviours",

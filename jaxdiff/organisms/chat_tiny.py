@@ -1,8 +1,8 @@
 """chat-tiny: a base language model, a chat fine-tune with known differences, and a null model.
 
 Three Llamas of half a million parameters that ship trained: `base` read plain text only, `chat`
-goes on from it with chats in which ten new behaviours and two changed gains are planted
-(`behaviours`), and `null` goes on from it with more plain text, so that against `base` it has
+goes on from it with chats in which ten new behaviours and six changed gains are planted
+(`planted`), and `null` goes on from it with more plain text, so that against `base` it has
 nothing to find.
 """
 
@@ -23,7 +23,6 @@ from jaxdiff.types import TokenBatch
 SITE = "blocks.2.resid_post"
 """Where the differences are planted."""
 
-MODELS = ("base", "chat", "null")
 _DOCUMENTS = 4000
 _TRAINING = {"plain": 30_000, "chat": 15_000, "more": 8000}
 _CONTEXT, _BATCH = 128, 32

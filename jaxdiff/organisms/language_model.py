@@ -110,7 +110,9 @@ def train(
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(lm, opt_state, batch, base, planted):
         value, grads = jax.value_and_grad(_loss)(lm, batch, base, planted, site)
-        updates, opt_state = optimizer.update(grads.params, opt_state, lm.params)
+        # Optax mixes its step count with floats.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(grads.params, opt_state, lm.params)
         params = optax.apply_updates(lm.params, updates)
         return dataclasses.replace(lm, params=params), opt_state, value
 

@@ -11,7 +11,7 @@ from jaxdiff.diffing import Behaviour
 from jaxdiff.diffing import diff as diff_models
 from jaxdiff.mesh import make_mesh
 from jaxdiff.pipeline import inputs
-from jaxdiff.pipeline.layout import diff_folder, harvest_folder, pairs, train_folder
+from jaxdiff.pipeline.plan import Stage, pairs, plan
 from jaxdiff.progress import log
 from jaxdiff.training import read_result
 
@@ -27,47 +27,44 @@ def diff(config: RunConfig) -> None:
     Raises:
         JaxdiffError: If a store or a dictionary is missing or damaged.
     """
-    for name in pairs(config):
-        for dictionary in config.dictionaries:
-            _diff_one(config, name, dictionary)
+    stages = plan(config)
+    for stage in stages.values():
+        if stage.kind == "diff":
+            _diff_one(config, stages, stage)
 
 
 def behaviours(config: RunConfig) -> tuple[Behaviour, ...]:
     """Returns what is known to differ in the main pair; empty unless it is an organism."""
     if not config.models.ft.startswith(inputs.PREFIX):
         return ()
-    organism = config.models.ft.removeprefix(inputs.PREFIX).split("/")[0]
+    organism, _ = inputs.split_name(config.models.ft)
     return tuple(
         Behaviour(id=i, name=b.name, kind=b.kind, description=b.description)
         for i, b in enumerate(organisms.behaviours(organism), start=1)
     )
 
 
-def _diff_one(config: RunConfig, name: str, dictionary: str) -> None:
-    trained = train_folder(config, name, dictionary)
-    test = harvest_folder(config, name, "test")
-    read = {
-        "dictionary": manifest.read(trained).fingerprint,
-        "test": manifest.read(test).fingerprint,
-    }
-    decides = config.diff.model_dump(mode="json")
-    folder = diff_folder(config, name, dictionary)
-    with manifest.stage(folder, "diff", config=decides, inputs=read, seed=config.seed) as work:
+def _diff_one(config: RunConfig, stages: dict[str, Stage], stage: Stage) -> None:
+    trained = stages[f"{stage.pair}/train/{stage.what}"]
+    test = stages[f"{stage.pair}/harvest/test"]
+    trained.finished()
+    test.finished()
+    with stage.work() as work:
         if work is None:
-            log(f"diff {name}/{dictionary}: done already")
+            log(f"{stage.name}: done already")
             return
-        log(f"diff {name}/{dictionary}")
-        result = read_result(trained)
+        log(stage.name)
+        result = read_result(trained.folder)
         found = diff_models(
             result.dictionary,
-            Store.open(test),
+            Store.open(test.folder),
             normalization=result.normalization,
             config=config.diff,
             behaviours=behaviours(config),
             seed=config.seed,
             mesh=make_mesh(config.mesh.data, config.mesh.latent),
         )
-        tokenizer = inputs.load_tokenizer(pairs(config)[name])
+        tokenizer = inputs.load_tokenizer(pairs(config)[stage.pair])
         words = text.describe(tokenizer, range(len(tokenizer)))
         content = found.to_json(words.__getitem__) | {
             "l0_validation": result.evaluation.l0,

@@ -7,23 +7,17 @@ from typing import Any
 
 import jax
 
-from jaxdiff import __version__, manifest, models
+from jaxdiff import __version__, manifest, models, organisms
 from jaxdiff import report as pages
 from jaxdiff.activations import Store
 from jaxdiff.config import RunConfig
 from jaxdiff.pipeline import inputs
 from jaxdiff.pipeline._diff import NAME, behaviours
-from jaxdiff.pipeline.layout import (
-    SPLITS,
-    diff_folder,
-    harvest_folder,
-    pairs,
-    report_folder,
-    results_file,
-    train_folder,
-)
+from jaxdiff.pipeline.plan import SPLITS, Stage, pairs, plan
 from jaxdiff.progress import log
 from jaxdiff.types import Role
+
+RESULTS = "results.json"
 
 
 def report(config: RunConfig) -> Path:
@@ -39,32 +33,34 @@ def report(config: RunConfig) -> Path:
         JaxdiffError: If an earlier stage is missing or damaged.
     """
     results = collect(config)
-    folder = report_folder(config)
-    data = json.dumps(results, indent=1, allow_nan=False).encode()
+    folder, data = config.out / "report", json.dumps(results, indent=1, allow_nan=False).encode()
     read = {"results": manifest.fingerprint("results", config=results, inputs={}, seed=0)}
     with manifest.stage(folder, "report", config={}, inputs=read, seed=config.seed) as work:
         if work is None:
             log("report: done already")
         elif jax.process_index() == 0:
-            manifest.write_atomically(results_file(config), data)
             pages.write(results, work)
+    file = config.out / RESULTS
+    if not file.exists() or file.read_bytes() != data:
+        manifest.write_atomically(file, data)
     return folder / "index.html"
 
 
 def collect(config: RunConfig) -> dict[str, Any]:
     """Reads the results of all stages of a run into one document (see `jaxdiff.report.check`)."""
-    stages = _stages(config)
+    stages = plan(config)
+    made = {name: stage.finished() for name, stage in stages.items()}
     diffs = {
         pair: {
-            name: json.loads((diff_folder(config, pair, name) / NAME).read_text())
+            name: json.loads((stages[f"{pair}/diff/{name}"].folder / NAME).read_text())
             for name in config.dictionaries
         }
         for pair in pairs(config)
     }
-    harvested = stages["main/harvest/test"]
+    harvested = made["main/harvest/test"]
     return {
         "jaxdiff": __version__,
-        "created": max(stage.created for stage in stages.values()),
+        "created": max(stage.created for stage in made.values()),
         "config": config.model_dump(mode="json"),
         "provenance": {
             "seed": config.seed,
@@ -78,9 +74,9 @@ def collect(config: RunConfig) -> dict[str, Any]:
             },
             "stages": {
                 name: {"fingerprint": stage.fingerprint, "seconds": stage.seconds}
-                for name, stage in stages.items()
+                for name, stage in made.items()
             },
-            "seconds": sum(stage.seconds for stage in stages.values()),
+            "seconds": sum(stage.seconds for stage in made.values()),
         },
         "pair": {"base": config.models.base, "ft": config.models.ft},
         "null_pair": None
@@ -89,22 +85,11 @@ def collect(config: RunConfig) -> dict[str, Any]:
         "site": config.site,
         "roles": [role.name.lower() for role in Role],
         "behaviours": [asdict(b) for b in behaviours(config)],
-        "data": _data(config),
+        "planting": organisms.PLANTING if behaviours(config) else None,
+        "data": _data(stages),
         "dictionaries": diffs["main"],
         "null": diffs.get("null"),
     }
-
-
-def _stages(config: RunConfig) -> dict[str, manifest.Manifest]:
-    splits = SPLITS if config.harvest.mode == "store" else SPLITS[1:]
-    found = {}
-    for pair in pairs(config):
-        for split in splits:
-            found[f"{pair}/harvest/{split}"] = manifest.read(harvest_folder(config, pair, split))
-        for name in config.dictionaries:
-            found[f"{pair}/train/{name}"] = manifest.read(train_folder(config, pair, name))
-            found[f"{pair}/diff/{name}"] = manifest.read(diff_folder(config, pair, name))
-    return found
 
 
 def _model(name: str, fingerprint: str) -> dict[str, Any]:
@@ -117,18 +102,14 @@ def _model(name: str, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _data(config: RunConfig) -> dict[str, Any]:
+def _data(stages: dict[str, Stage]) -> dict[str, Any]:
     counts = {}
     for split in SPLITS:
-        folder = harvest_folder(config, "main", split)
-        if folder.exists():
-            store = Store.open(folder)
-            mask = store.column("mask")
+        if stage := stages.get(f"main/harvest/{split}"):
+            store = Store.open(stage.folder)
             counts[split] = {
-                "sequences": int(len(set(store.column("sequences").tolist()))),
+                "sequences": int(store.documents),
                 "tokens": int(store.rows),
-                "masked": int((~mask).sum()),
+                "masked": int(store.masked),
             }
-        else:
-            counts[split] = {"sequences": 0, "tokens": 0, "masked": 0}
     return counts

@@ -7,9 +7,8 @@ from jaxdiff import report as pages
 from jaxdiff.config import RunConfig
 from jaxdiff.pipeline._diff import diff
 from jaxdiff.pipeline._harvest import harvest
-from jaxdiff.pipeline._report import report
+from jaxdiff.pipeline._report import RESULTS, report
 from jaxdiff.pipeline._train import train
-from jaxdiff.pipeline.layout import results_file
 
 
 def run(config: RunConfig) -> Path:
@@ -34,6 +33,6 @@ def summarize(config: RunConfig, page: Path) -> None:
     """Prints the short table of a finished run, and where its page is."""
     from rich.console import Console
 
-    results = json.loads(results_file(config).read_text())
+    results = json.loads((config.out / RESULTS).read_text())
     Console().print(pages.summary(results))
-    print(f"report:  {page.resolve()}\nnumbers: {results_file(config).resolve()}")
+    print(f"report:  {page.resolve()}\nnumbers: {(config.out / RESULTS).resolve()}")

@@ -2,13 +2,11 @@
 
 import functools
 
-from jaxdiff import manifest
-from jaxdiff.activations import Store, StoreSource, scan
-from jaxdiff.config import PairConfig, RunConfig
+from jaxdiff.activations import ActivationSource, Store, StoreSource, scan
+from jaxdiff.config import RunConfig
 from jaxdiff.mesh import make_mesh
-from jaxdiff.pipeline import inputs
-from jaxdiff.pipeline._harvest import settings, stream
-from jaxdiff.pipeline.layout import harvest_folder, pairs, train_folder
+from jaxdiff.pipeline._harvest import stream
+from jaxdiff.pipeline.plan import Stage, pairs, plan
 from jaxdiff.progress import log
 from jaxdiff.training import train as train_dictionary
 
@@ -20,45 +18,36 @@ def train(config: RunConfig) -> None:
         config: The run; its harvest must be complete.
 
     Raises:
-        JaxdiffError: If a store is missing or damaged, or training cannot go on.
+        JaxdiffError: If a store is missing, damaged or of other settings, or training cannot go on.
     """
-    for name, pair in pairs(config).items():
-        for dictionary in config.dictionaries:
-            _train_one(config, name, pair, dictionary)
+    stages = plan(config)
+    for stage in stages.values():
+        if stage.kind == "train":
+            _train_one(config, stages, stage)
 
 
-def _train_one(config: RunConfig, name: str, pair: PairConfig, dictionary: str) -> None:
-    own = config.dictionaries[dictionary]
-    held_out = harvest_folder(config, name, "validation")
-    read = {"validation": manifest.read(held_out).fingerprint}
-    decides = {
-        "dictionary": own.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json"),
-    }
-    if config.harvest.mode == "store":
-        read["train"] = manifest.read(harvest_folder(config, name, "train")).fingerprint
-    else:
-        read |= inputs.fingerprints(config, pair)
-        decides["stream"] = settings(config, pair, "train")
-    folder = train_folder(config, name, dictionary)
-    with manifest.stage(folder, "train", config=decides, inputs=read, seed=config.seed) as work:
+def _train_one(config: RunConfig, stages: dict[str, Stage], stage: Stage) -> None:
+    held_out = stages[f"{stage.pair}/harvest/validation"]
+    held_out.finished()
+    with stage.work() as work:
         if work is None:
-            log(f"train {name}/{dictionary}: done already")
+            log(f"{stage.name}: done already")
             return
-        log(f"train {name}/{dictionary}")
-        validation = Store.open(held_out)
+        log(stage.name)
         train_dictionary(
-            own,
+            config.dictionaries[stage.what],
             config.train,
-            _source(config, name, pair),
-            functools.partial(scan, validation, config.diff.batch),
+            _source(config, stages, stage),
+            functools.partial(scan, Store.open(held_out.folder), config.train.batch),
             folder=work,
             seed=config.seed,
             mesh=make_mesh(config.mesh.data, config.mesh.latent),
         )
 
 
-def _source(config: RunConfig, name: str, pair: PairConfig):
+def _source(config: RunConfig, stages: dict[str, Stage], stage: Stage) -> ActivationSource:
     if config.harvest.mode == "stream":
-        return stream(config, pair)
-    return StoreSource(Store.open(harvest_folder(config, name, "train")))
+        return stream(config, pairs(config)[stage.pair])
+    harvested = stages[f"{stage.pair}/harvest/train"]
+    harvested.finished()
+    return StoreSource(Store.open(harvested.folder))

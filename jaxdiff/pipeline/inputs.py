@@ -9,9 +9,22 @@ from jax.sharding import Mesh
 from jaxdiff import manifest, models, organisms, text
 from jaxdiff.activations import ModelPair
 from jaxdiff.config import PairConfig, RunConfig, SourceConfig, TextConfig
+from jaxdiff.errors import JaxdiffError
 from jaxdiff.text import Tokenizer
 
 PREFIX = "organism:"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Splits `organism:NAME/PART` into NAME and PART."""
+    organism, slash, part = name.removeprefix(PREFIX).partition("/")
+    if not slash:
+        raise JaxdiffError(
+            f"{name} names an organism, but no part of it",
+            fix=f"for instance {PREFIX}chat-tiny/base, or {PREFIX}chat-tiny/plain for text",
+        )
+    organisms.check(organism)
+    return organism, part
 
 
 def resolve(name: str) -> str:
@@ -45,7 +58,8 @@ def load_tokenizer(pair: PairConfig) -> Tokenizer:
 def fingerprints(config: RunConfig, pair: PairConfig) -> dict[str, str]:
     """Returns the fingerprints of all that a harvest reads."""
     tokenizer = load_tokenizer(pair)
-    state = json.dumps([tokenizer.get_vocab(), tokenizer.chat_template], sort_keys=True)
+    _check_vocabularies(pair, tokenizer)
+    state = json.dumps([tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template])
     return {
         "base": models.fingerprint(resolve(pair.base)),
         "ft": models.fingerprint(resolve(pair.ft)),
@@ -54,10 +68,30 @@ def fingerprints(config: RunConfig, pair: PairConfig) -> dict[str, str]:
     }
 
 
+def _check_vocabularies(pair: PairConfig, tokenizer: Tokenizer) -> None:
+    """Refuses two models that read the same token id as different tokens.
+
+    A base model without tokenizer files is trusted.
+    """
+    try:
+        base = text.load_tokenizer(resolve(pair.base)).get_vocab()
+    except JaxdiffError:
+        return
+    other = {token: i for token, i in tokenizer.get_vocab().items() if base.get(token, i) != i}
+    if other:
+        token, i = next(iter(other.items()))
+        raise JaxdiffError(
+            f"the models have different vocabularies: {len(other)} tokens have other ids, "
+            f"for instance {token!r}, {base[token]} in the base and {i} in the fine-tune",
+            where=f"{pair.base}, {pair.ft}",
+            fix="compare a model with a fine-tune of itself",
+        )
+
+
 def _resolve_source(source: SourceConfig, out: Path) -> SourceConfig:
     if not source.path.startswith(PREFIX):
         return source
-    organism, corpus = source.path.removeprefix(PREFIX).split("/", 1)
+    organism, corpus = split_name(source.path)
     folder = out / "corpus" / organism
     inputs = {"grammar": organisms.fingerprint(organism)}
     with manifest.stage(folder, "corpus", config={}, inputs=inputs, seed=0) as work:

@@ -195,6 +195,7 @@ class _Results(_Record):
     site: str
     roles: list[str]
     behaviours: list[_Behaviour]
+    planting: str | None = None
     data: dict[str, _Split]
     dictionaries: dict[str, _Dictionary]
     null: dict[str, _Dictionary] | None

@@ -99,8 +99,8 @@ def test_only_what_depends_on_a_change_is_done_again(finished: RunConfig, tmp_pa
     pipeline.run(settings)
     said = capfd.readouterr().err.splitlines()
     redone = {line for line in said if "done already" not in line}
-    assert any("diff main/l1" in line for line in redone)
-    assert not any(line.startswith(("harvest", "train")) for line in redone)
+    assert any(line.startswith("main/diff/l1") for line in redone)
+    assert not any("/harvest/" in line or "/train/" in line for line in redone)
 
 
 def test_a_run_that_is_killed_ends_with_the_same_bits(finished: RunConfig, out, tmp_path):
@@ -133,12 +133,27 @@ def test_stream_mode_stores_no_training_text(finished: RunConfig, out, tmp_path)
     assert results["dictionaries"]["batch_topk"]["fve"]["all"] > 0.2
 
 
-def test_a_stage_says_which_stage_is_missing(tmp_path):
-    settings = small(tmp_path / "out")
+def test_a_stage_says_which_stage_is_missing(out):
+    settings = small(out)
     for stage, missing in ((pipeline.train, "harvest"), (pipeline.diff, "train")):
         with pytest.raises(JaxdiffError, match="no complete stage") as error:
             stage(settings)
         assert missing in error.value.where
+
+
+def test_a_stage_refuses_what_was_made_from_other_settings(finished: RunConfig):
+    other = finished.model_copy(update={"site": "blocks.1.resid_post"})
+    for stage in (pipeline.train, pipeline.diff, pipeline.report):
+        with pytest.raises(JaxdiffError, match="other settings"):
+            stage(other)
+
+
+def test_a_lost_results_file_is_written_again(finished: RunConfig):
+    path = finished.out / "results.json"
+    before = path.read_bytes()
+    path.unlink()
+    pipeline.report(finished)
+    assert path.read_bytes() == before
 
 
 def _main(*words: str) -> int:
@@ -247,6 +262,15 @@ def test_a_damaged_store_ends_with_code_2_and_keeps_the_rest(finished, tmp_path,
     heard = capfd.readouterr().err
     assert "does not match its manifest" in heard and chunk.name in heard
     assert (tmp_path / "out/main/diff/l1/manifest.json").exists()
+
+
+def test_the_null_pair_can_be_left_out_or_given(out, capfd):
+    words = ("quickstart", "--out", str(out), "--no-null-pair", "--text.test-sequences", "99999")
+    assert _main(*words) == 2  # Not for the null pair: there is too little text.
+    assert "99999" in capfd.readouterr().err
+    words = ("gemma2_2b_chat", "--null-pair.ft", "/nowhere", "--help")
+    assert _main("run", *words) == 0
+    assert "--null-pair.ft" in capfd.readouterr().out
 
 
 def test_help_explains_every_field_with_its_unit(capfd):
