@@ -1,6 +1,7 @@
 """The command line: thin; every command is one function of `jaxdiff.pipeline`."""
 
 import argparse
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -86,8 +87,8 @@ def _stage(known: argparse.Namespace, rest: list[str]) -> int:
         tyro.conf.AvoidSubcommands[RunConfig],
         args=[word for word in rest if word != _NO_NULL],
         default=_with_null_pair(config.load(known.config or "quickstart"), rest),
-        prog=f"jaxdiff {known.command}" + (f" {known.config}" if known.config else " CONFIG"),
-        description=_STAGES.get(known.command, "The whole pipeline on a pair with known truth.")
+        prog=f"jaxdiff {known.command}" + ("" if known.command == "quickstart" else " CONFIG"),
+        description=_STAGES.get(known.command, "the whole pipeline on a pair with known truth")
         + ". CONFIG is a YAML file or a preset; every field of it can be set here. "
         + f"{_NO_NULL} leaves the null pair out.",
     )
@@ -134,4 +135,6 @@ def _presets() -> int:
 
 def _quiet() -> None:
     """Leaves other libraries' notices out of what a person reads."""
+    # Orbax logs the traceback of an error that it also raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(transformers|orbax|grain|flax)\b.*")

@@ -19,6 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxdiff.errors import JaxdiffError
+from jaxdiff.progress import log
 
 FILE = "manifest.json"
 _PACKAGES = (
@@ -100,7 +101,7 @@ def read(folder: Path) -> Manifest:
         raise JaxdiffError(
             "this is no complete stage: it has no manifest",
             where=folder,
-            fix="run the stage that writes it",
+            fix="run the stage that writes it (jaxdiff harvest, train, diff; or run for all)",
         ) from None
     except (ValueError, TypeError) as error:
         raise JaxdiffError(
@@ -157,6 +158,8 @@ def stage(
             where=folder,
             fix="choose another output folder",
         )
+    if folder.exists() and any(folder.iterdir()):
+        log(f"{folder} holds a result of other settings or inputs; the new one will replace it")
     work = folder.with_name(f"{folder.name}.partial-{mark}")
     _barrier(f"enter {work}")
     started = time.monotonic()

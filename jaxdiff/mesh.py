@@ -24,14 +24,14 @@ def make_mesh(data: int = 1, latent: int | None = None) -> Mesh:
     """
     devices = jax.devices()
     if latent is None:
-        latent = len(devices) // data
+        latent = max(len(devices) // data, 1)
     wanted = data * latent
     if data < 1 or latent < 1 or wanted > len(devices):
         raise JaxdiffError(
             f"a mesh of data={data} x latent={latent} needs {max(wanted, data)} devices, "
             f"{len(devices)} are here",
             where="mesh",
-            fix="lower mesh.data or mesh.latent; on CPU, jax_num_cpu_devices makes fake devices",
+            fix="lower mesh.data or mesh.latent; on CPU, JAX_NUM_CPU_DEVICES=8 makes 8 of one",
         )
     return jax.make_mesh(
         (data, latent), (DATA, LATENT), axis_types=(AxisType.Auto,) * 2, devices=devices[:wanted]

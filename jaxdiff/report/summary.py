@@ -27,12 +27,13 @@ def summary(results: dict[str, Any]) -> Table:
     """
     check(results)
     columns = [(name_of(name), d) for name, d in results["dictionaries"].items()]
-    columns += [(f"null: {name_of(name)}", d) for name, d in (results["null"] or {}).items()]
+    columns += [(f"null {name_of(name)}", d) for name, d in (results["null"] or {}).items()]
     pair = results["pair"]
     table = Table(
         title=f"{pair['base']} → {pair['ft']} at {results['site']}",
         title_justify="left",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("", no_wrap=True)
     for title, _ in columns:
@@ -85,6 +86,7 @@ _ROWS: dict[str, Callable[[_Dictionary], str]] = {
     "alive / latents": _alive,
     "shared": lambda d: f"{d['counts']['shared']:,}",
     "base-only": lambda d: f"{d['counts']['base_only']:,}",
+    "other": lambda d: f"{d['counts']['other']:,}",
     "fine-tune-only": lambda d: f"{d['counts']['ft_only']:,}",
     "  confirmed exclusive": _confirmed,
     "  rejected": lambda d: f"{rejected(d):,}",
