@@ -132,8 +132,6 @@ class DictionaryConfig(Config):
     def _consistent(self) -> "DictionaryConfig":
         if (self.k_start is None) != (self.k_anneal == 0):
             raise ValueError("k_start and k_anneal belong together: give both or neither")
-        if self.k > self.latents and (self.activation != "relu" or self.match_l0):
-            raise ValueError(f"k = {self.k:g} is more than the {self.latents} latents there are")
         if self.match_l0 and (self.activation != "relu" or self.l1 == 0):
             raise ValueError("match_l0 needs activation relu and an l1 above 0 to start from")
         return self
@@ -232,9 +230,11 @@ class RunConfig(Config):
     def _names(cls, dictionaries: dict[str, DictionaryConfig]) -> dict[str, DictionaryConfig]:
         if not dictionaries:
             raise ValueError("there must be at least one dictionary")
-        for name in dictionaries:
+        for name, own in dictionaries.items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"{name!r} cannot be a folder's name")
+            if own.k > own.latents:
+                raise ValueError(f"{name}: k = {own.k:g} is above its {own.latents} latents")
         return dictionaries
 
 

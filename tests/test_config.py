@@ -37,6 +37,10 @@ def test_the_papers_preset_has_the_papers_setting():
         ({"null_pair": {"bas": "x"}}, "did you mean base?"),
         ({"train": {"steps": "many"}}, "'many'"),
         ({"train": {"steps": 0}}, "train.steps"),
+        ({"dictionaries": {"l1": {"latents": 8, "k": 9}}}, "k = 9 is above"),
+        ({"dictionaries": {"a/b": {}}}, "cannot be a folder's name"),
+        ({"dictionaries": {}}, "at least one dictionary"),
+        ({"out": "gs://bucket/run"}, "must be local"),
     ],
 )
 def test_a_wrong_field_is_named_with_the_nearest_right_one(change: dict, said: str):
