@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    *(("errors",), ("types", "mesh", "config", "manifest", "checkpoint", "progress")),
+    *(("errors", "lazy"), ("types", "mesh", "config", "manifest", "checkpoint", "progress")),
     *(("models",), ("edits",), ("text",), ("activations",), ("dictionaries",), ("training",)),
     *(("stats",), ("diffing",), ("organisms",), ("report",), ("pipeline",), ("cli",)),
 )

@@ -7,8 +7,9 @@ for batch in source.batches(2048, seed=0): ...    # shuffled, usable rows only, 
 for batch in scan(source, 2048): ...              # all rows in document order
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
     from jaxdiff.activations._harvest import Harvest as Harvest
@@ -58,14 +59,4 @@ __all__ = [
     "write_store",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

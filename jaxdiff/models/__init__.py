@@ -7,8 +7,9 @@
 with respect to `lm.params`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
     from jaxdiff.models._files import fingerprint as fingerprint
@@ -55,14 +56,4 @@ __all__ = [
     "sites",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)
