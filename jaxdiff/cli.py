@@ -138,3 +138,7 @@ def _quiet() -> None:
     # Orbax logs the traceback of an error that it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(transformers|orbax|grain|flax)\b.*")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """The shape of the code base: who may import whom, and how light an import is."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -104,3 +105,11 @@ def test_transformers_is_not_misled_by_the_kernels_folder():
         "print(kernels.__version__)"
     )
     assert _run(code) == "0.0.0"
+
+
+def test_no_public_name_is_hidden_by_a_module_of_the_same_name():
+    """Importing a module sets it as an attribute of its package, over a lazily loaded name."""
+    for path in (ROOT / "jaxdiff").glob("*/__init__.py"):
+        homes = re.search(r"_HOMES = \{(.*?)\}", path.read_text(), re.S)
+        for name in re.findall(r'"(\w+)":', homes[1]) if homes else ():
+            assert not (path.parent / f"{name}.py").exists(), f"{path.parent.name}.{name}"

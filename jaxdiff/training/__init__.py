@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
-    from jaxdiff.training.calibrate import Evaluation as Evaluation
-    from jaxdiff.training.calibrate import Validation as Validation
-    from jaxdiff.training.calibrate import calibrate as calibrate
-    from jaxdiff.training.calibrate import evaluate as evaluate
-    from jaxdiff.training.fit import fit as fit
+    from jaxdiff.training.calibration import Evaluation as Evaluation
+    from jaxdiff.training.calibration import Validation as Validation
+    from jaxdiff.training.calibration import calibrate as calibrate
+    from jaxdiff.training.calibration import evaluate as evaluate
+    from jaxdiff.training.in_memory import fit as fit
     from jaxdiff.training.loop import TrainResult as TrainResult
     from jaxdiff.training.loop import read_result as read_result
     from jaxdiff.training.loop import train as train
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 # Optax is imported by the first use of a name that needs it.
 _HOMES = {
-    "Evaluation": "calibrate",
+    "Evaluation": "calibration",
     "Info": "step",
     "TrainResult": "loop",
     "TrainState": "state",
-    "Validation": "calibrate",
-    "calibrate": "calibrate",
-    "evaluate": "calibrate",
-    "fit": "fit",
+    "Validation": "calibration",
+    "calibrate": "calibration",
+    "evaluate": "calibration",
+    "fit": "in_memory",
     "read_result": "loop",
     "train": "loop",
     "train_step": "step",

@@ -21,7 +21,7 @@ from jaxdiff.errors import JaxdiffError
 from jaxdiff.mesh import make_mesh, sharding
 from jaxdiff.progress import log, progress
 from jaxdiff.training import history
-from jaxdiff.training.calibrate import Evaluation, Validation, calibrate, evaluate
+from jaxdiff.training.calibration import Evaluation, Validation, calibrate, evaluate
 from jaxdiff.training.compiled import check_mesh, compile_init, compile_step, put
 from jaxdiff.training.state import TrainState
 

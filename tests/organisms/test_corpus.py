@@ -81,7 +81,7 @@ def test_slots_of_a_sentence_differ():
 def test_draws_are_stable_and_fair():
     assert [Draw(1, 2).below(1000) for _ in range(2)] == [Draw(1, 2).below(1000)] * 2
     draw = Draw(7)
-    assert abs(sum(draw.chance(0.3) for _ in range(1500)) / 4000 - 0.3) < 0.03
+    assert abs(sum(draw.chance(0.3) for _ in range(4000)) / 4000 - 0.3) < 0.03
 
 
 @pytest.mark.parametrize("name", ["chat-tny", "chat-tiny/bas", "chat-tiny"])
