@@ -243,6 +243,19 @@ def test_bad_models_end_with_code_2_and_one_message(change, said, out, tmp_path,
     assert "Traceback" not in heard
 
 
+def test_equal_sizes_do_not_make_equal_vocabularies(out, tmp_path, capfd):
+    def swap(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        state = json.loads(path.read_text())
+        ids = state["model"]["vocab"]
+        ids["soup"], ids["bread"] = ids["bread"], ids["soup"]
+        path.write_text(json.dumps(state))
+
+    model = _damaged(tmp_path, "base", swap)
+    assert _main("quickstart", "--models.base", str(model), "--out", str(out)) == 2
+    assert "2 tokens have other ids" in capfd.readouterr().err
+
+
 def test_an_empty_corpus_ends_with_code_2(out, tmp_path, capfd):
     (tmp_path / "none.jsonl").write_text("")
     words = ("--text.sources.1.path", str(tmp_path / "none.jsonl"), "--out", str(out))
