@@ -1,12 +1,15 @@
 """Loading and saving Hugging Face model directories without torch."""
 
+import copy
+import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -14,9 +17,15 @@ from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import _weights
 from jaxdiff.models._files import CONFIG, WEIGHTS, read_json, resolve, weight_files
 from jaxdiff.models._lm import LM, abstract
+from jaxdiff.models._mapping import sources
+from jaxdiff.models._report import LoadReport
+from jaxdiff.models._report import report as make_report
 from jaxdiff.models._sharding import shardings
+from jaxdiff.models.architecture import Architecture
 from jaxdiff.models.registry import architecture
 from jaxdiff.models.spec import ModelConfig
+
+_log = logging.getLogger("jaxdiff.models")
 
 
 def load(
@@ -25,8 +34,11 @@ def load(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     revision: str | None = None,
+    stacked: bool = True,
 ) -> LM:
     """Loads a model from a directory or the Hugging Face hub.
+
+    What became of each tensor is logged in one line; `load_report` says it without loading.
 
     Args:
         name_or_path: Directory with config.json and safetensors, or hub name.
@@ -34,6 +46,9 @@ def load(
         mesh: Mesh to split large matrices over; each device gets only its own part of a file. The
             default device holds all when None.
         revision: Branch, tag or commit of a hub model.
+        stacked: Whether the parameters of all blocks are stacked, which compiles once for all of
+            them, or `params["blocks"]` is a tuple with one tree a block, whose weights an unrolled
+            program reads without copying them.
 
     Returns:
         The model.
@@ -46,14 +61,32 @@ def load(
     spec = load_spec(name_or_path, revision=revision)
     folder = resolve(name_or_path, revision=revision)
     graphdef, shapes = abstract(spec)
-    params = _weights.read(
+    shapes = shapes if stacked else _one_tree_a_layer(shapes, spec.n_layers)
+    params, report = _weights.read(
         weight_files(folder),
         architecture(spec.architecture, where=folder),
+        spec,
         shapes,
         jnp.dtype(dtype),
         None if mesh is None else shardings(shapes, mesh),
     )
+    _log.info("%s: %s", name_or_path, report)
     return LM(params=params, graphdef=graphdef, spec=spec)
+
+
+def load_report(name_or_path: str | Path, *, revision: str | None = None) -> LoadReport:
+    """Returns what `load` would do with every tensor of a model's files; reads no weights.
+
+    Raises:
+        JaxdiffError: If the model is not there, its architecture is not supported, or files are
+            missing or truncated. What does not fit the config is in the report.
+    """
+    spec = load_spec(name_or_path, revision=revision)
+    folder = resolve(name_or_path, revision=revision)
+    family = architecture(spec.architecture, where=folder)
+    places = sources(family, spec.n_heads, _weights.flatten(abstract(spec)[1]))
+    with _weights.opened(weight_files(folder)) as tensors:
+        return make_report(tensors, family, places)
 
 
 def load_spec(name_or_path: str | Path, *, revision: str | None = None) -> ModelConfig:
@@ -79,14 +112,7 @@ def read_spec(folder: Path) -> ModelConfig:
             where=folder / CONFIG,
             fix="use the float32 or bfloat16 version of the model",
         )
-    try:
-        return family.spec(_auto_config(folder))
-    except JaxdiffError as error:
-        raise JaxdiffError(error.what, where=folder / CONFIG, fix=error.fix) from None
-    except Exception as error:  # transformers' checks have no common base class
-        raise JaxdiffError(
-            f"this config is not valid: {error}", where=folder / CONFIG, fix="correct it"
-        ) from error
+    return _spec(family, values, where=folder / CONFIG)
 
 
 def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> None:
@@ -98,23 +124,21 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
         dtype: Dtype of the tensors; that of the parameters when None.
 
     Raises:
-        JaxdiffError: If the disk is full or the directory cannot be written.
+        JaxdiffError: If the disk is full, the directory cannot be written, or the model has
+            what a config.json of its architecture cannot say.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     family = architecture(lm.spec.architecture, where=directory)
-    flat = _weights.flatten(lm.params)
-    tensors: dict[str, np.ndarray] = {}
-    for path, keys in _weights.names(family, flat).items():
-        leaf = np.asarray(flat[path])
-        leaf = np.ascontiguousarray(leaf if dtype is None else leaf.astype(jnp.dtype(dtype)))
-        tensors |= dict(zip(keys, leaf if _weights.stacked(path) else [leaf], strict=True))
     config = family.config(lm.spec) | {
         "architectures": [family.hf_class],
         "model_type": family.model_type,
-        "dtype": str(next(iter(tensors.values())).dtype),
     }
+    _check_config(lm.spec, family, config, where=directory)
+    wanted = None if dtype is None else jnp.dtype(dtype)
+    tensors = _weights.tensors(family, lm.spec, lm.params, wanted)
+    config |= {"dtype": str(next(iter(tensors.values())).dtype)}
 
     directory = Path(directory)
     part = directory / f"{WEIGHTS}.part"
@@ -132,7 +156,44 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
         ) from error
 
 
-def _auto_config(folder: Path) -> Any:
+def _one_tree_a_layer(shapes: dict[str, Any], layers: int) -> dict[str, Any]:
+    block = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes["blocks"]
+    )
+    return shapes | {"blocks": (block,) * layers}
+
+
+def _spec(family: Architecture, values: dict[str, Any], *, where: Path) -> ModelConfig:
+    """Makes a `ModelConfig` of the entries of a config.json."""
+    try:
+        return family.spec(_transformers_config(values))
+    except JaxdiffError as error:
+        raise JaxdiffError(error.what, where=where, fix=error.fix) from None
+    except Exception as error:  # transformers' checks have no common base class
+        raise JaxdiffError(
+            f"this config is not valid: {error}", where=where, fix="correct it"
+        ) from error
+
+
+def _check_config(
+    spec: ModelConfig, family: Architecture, config: dict[str, Any], *, where: str | Path
+) -> None:
+    """Refuses a model that its family's config.json cannot describe."""
+    again = _spec(family, config, where=Path(where) / CONFIG)
+    lost = [
+        f"{field.name}={getattr(spec, field.name)!r}"
+        for field in dataclasses.fields(ModelConfig)
+        if getattr(spec, field.name) != getattr(again, field.name)
+    ]
+    if lost:
+        raise JaxdiffError(
+            f"a config.json of {family.model_type} cannot say {', '.join(lost)}",
+            where=where,
+            fix="choose the architecture that has what the model has",
+        )
+
+
+def _transformers_config(values: dict[str, Any]) -> Any:
     # transformers announces at import that torch is absent, which nobody here needs to know.
     quiet = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(quiet)
@@ -141,4 +202,5 @@ def _auto_config(folder: Path) -> Any:
         from transformers import AutoConfig
     finally:
         os.environ.pop(quiet) if before is None else os.environ.update({quiet: before})
-    return AutoConfig.from_pretrained(folder)
+    # from_dict changes what it is given.
+    return type(AutoConfig.for_model(values["model_type"])).from_dict(copy.deepcopy(values))
