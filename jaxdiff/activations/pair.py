@@ -63,14 +63,14 @@ def check_pair(pair: ModelPair, site: str) -> tuple[str, tuple[int, int]]:
             fix="compare models that share a tokenizer",
         )
     names = [canonical_site(spec, site) for spec in specs]
-    shapes = [sites(spec)[name] for spec, name in zip(specs, names, strict=True)]
+    shapes = [sites(spec)[name][2:] for spec, name in zip(specs, names, strict=True)]
     if len(set(shapes)) > 1 or len(set(names)) > 1:
         raise JaxdiffError(
             f"the models have activations of different shape at {site}: {_list(pair, shapes)}",
             where="models",
             fix="compare models of the same width",
         )
-    if len(shapes[0]) != 1:
+    if len(shapes[0]) != 1 or not isinstance(shapes[0][0], int):
         raise JaxdiffError(f"activations at {site} are no vectors: {shapes[0]}", where="site")
     outside = [t for item in pair.base_token_map.items() for t in item if not 0 <= t < vocabs[0]]
     if outside:

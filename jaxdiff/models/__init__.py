@@ -19,14 +19,32 @@ if TYPE_CHECKING:
     from jaxdiff.models._lm import LM as LM
     from jaxdiff.models._lm import init as init
     from jaxdiff.models._lm import parameters as parameters
+    from jaxdiff.models._lm import stack as stack
+    from jaxdiff.models._lm import unstack as unstack
     from jaxdiff.models._run import run as run
     from jaxdiff.models._sites import canonical_site as canonical_site
+    from jaxdiff.models._sites import match as match
     from jaxdiff.models._sites import sites as sites
+    from jaxdiff.models._tap import At as At
+    from jaxdiff.models._tap import Edit as Edit
+    from jaxdiff.models._tap import Reducer as Reducer
+    from jaxdiff.models._tap import Tap as Tap
+    from jaxdiff.models._tap import View as View
+    from jaxdiff.models._traces import traces as traces
     from jaxdiff.models.spec import ModelConfig as ModelConfig
     from jaxdiff.models.spec import Rope as Rope
 
 # Flax is imported by the first use of one of these names, not by `import jaxdiff.models`.
 _HOMES = {
+    "traces": "_traces",
+    "unstack": "_lm",
+    "stack": "_lm",
+    "match": "_sites",
+    "Reducer": "_tap",
+    "View": "_tap",
+    "Tap": "_tap",
+    "Edit": "_tap",
+    "At": "_tap",
     "LM": "_lm",
     "ModelConfig": "spec",
     "Rope": "spec",
@@ -42,6 +60,15 @@ _HOMES = {
 }
 
 __all__ = [
+    "traces",
+    "unstack",
+    "stack",
+    "match",
+    "Reducer",
+    "View",
+    "Tap",
+    "Edit",
+    "At",
     "LM",
     "ModelConfig",
     "Rope",

@@ -1,7 +1,7 @@
 """A model as a value: static structure and parameters in one pytree."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from math import prod
 from typing import Any
@@ -21,7 +21,8 @@ class LM:
     """A language model.
 
     Attributes:
-        params: Nested dict of arrays; those under `blocks` are stacked over layers.
+        params: Nested dict of arrays. Those under `blocks` are stacked over layers, and the blocks
+            run in a loop; or a tuple has one dict a layer (`unstack`), and they run one by one.
         graphdef: Structure of the Flax NNX module that the parameters belong to.
         spec: What the model is made of.
     """
@@ -29,6 +30,42 @@ class LM:
     params: Mapping[str, Any]
     graphdef: nnx.GraphDef = field(metadata={"static": True})
     spec: ModelConfig = field(metadata={"static": True})
+
+
+def stacked(lm: LM) -> bool:
+    """Returns whether the weights of the blocks are stacked over layers."""
+    return not isinstance(lm.params["blocks"], tuple)
+
+
+def unstack(lm: LM) -> LM:
+    """Returns the model with the weights of each block apart.
+
+    Its programs take longer to compile and need no copy of a layer's weights to run it, which is
+    faster on CPU where a batch has few tokens.
+    """
+    if not stacked(lm):
+        return lm
+    apart = tuple(
+        jax.tree.map(lambda leaf, i=i: leaf[i], lm.params["blocks"])
+        for i in range(lm.spec.n_layers)
+    )
+    return replace(lm, params={**lm.params, "blocks": apart})
+
+
+def stack(lm: LM) -> LM:
+    """Inverts `unstack`."""
+    if stacked(lm):
+        return lm
+    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lm.params["blocks"])
+    return replace(lm, params={**lm.params, "blocks": blocks})
+
+
+def module(lm: LM) -> Decoder:
+    """Returns the model as a Flax module; its blocks stand for the first one if they are apart."""
+    blocks = lm.params["blocks"]
+    return nnx.merge(
+        lm.graphdef, dict(lm.params) | {"blocks": blocks if stacked(lm) else blocks[0]}
+    )
 
 
 def init(spec: ModelConfig, *, key: Key[Array, ""]) -> LM:

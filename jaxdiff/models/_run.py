@@ -1,142 +1,173 @@
 """The forward pass: one pure function for all models."""
 
-from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxdiff.models._lm import LM
-from jaxdiff.models._sites import canonical_site
-from jaxdiff.models.decoder import Context, Decoder, Tap
-from jaxdiff.models.rope import angles
-from jaxdiff.models.spec import ModelConfig
+from jaxdiff.models._check import checked
+from jaxdiff.models._context import context, last_column, place
+from jaxdiff.models._forward import Between, Kept, Visitor, World, blocks
+from jaxdiff.models._lm import LM, module
+from jaxdiff.models._tap import Edit, Tap
+from jaxdiff.models._traces import traced
 from jaxdiff.types import HostOrDevice
 
-Wanted = frozenset[tuple[int, str]]
-"""Tapped `(layer, part)` pairs."""
+Logits = bool | Literal["last"]
 
 
 def run(
     lm: LM,
     tokens: Int[HostOrDevice, "B T"],
-    taps: tuple[str, ...] = (),
+    taps: Sequence[str | Tap] = (),
+    edits: Sequence[Edit] = (),
     *,
     sequences: Int[HostOrDevice, "B T"] | None = None,
     positions: Int[HostOrDevice, "B T"] | None = None,
-    logits: bool = True,
-) -> tuple[Float[Array, "B T V"] | None, dict[str, Array]]:
-    """Runs a model on tokens and returns its logits and the activations at the tapped sites.
+    logits: Logits = True,
+    attention: Literal["plain", "fused"] = "plain",
+    remat: bool = False,
+) -> tuple[Array | None, dict[str, Any]]:
+    """Runs a model on tokens; returns its logits and what was tapped.
 
-    Blocks after the last thing asked for are not computed, nor (under jit) the rest of the last
-    block. `taps` and `logits` are static. Products follow `jax.default_matmul_precision`: on GPU
-    and TPU, float32 weights alone do not make them exact.
+    The structure of taps and edits (which, where) decides the program, which is compiled once;
+    their leaves (vectors, positions, strengths) are arguments of it. Blocks after the last thing
+    asked for are not computed, nor what edits replace. With no taps and no edits the program is the
+    plain model's. `run` is pure: differentiate it, or use it inside programs of your own. Products
+    follow `jax.default_matmul_precision`: on GPU and TPU, float32 weights alone do not make them
+    exact.
 
     Args:
         lm: The model; differentiable with respect to `lm.params`.
         tokens: Token ids.
-        taps: Sites, by any name that `canonical_site` knows.
-        sequences: Document of each token: tokens see earlier tokens of the same document only.
-            One document per row when None.
-        positions: Position in the document [tokens]; the position in the row when None, which
-            gives the same result, as rotary positions are relative.
-        logits: Whether to return logits.
+        taps: Sites to read, by any name that `canonical_site` knows, or `Tap`s of them.
+        edits: Edits, applied in this order at each site; a tap sees what they made.
+        sequences: Document of each token, -1 for padding: tokens see earlier tokens of the same
+            document only. One document per row when None.
+        positions: Position in the document [tokens]; the position in the row when None.
+        logits: Whether to return logits; "last": only those of each row's last token.
+        attention: "fused" uses the device's fused kernel, except in blocks whose scores or pattern
+            are tapped or edited, which is logged.
+        remat: Compute the inside of the blocks again in the backward pass, for its memory.
 
     Returns:
-        Logits, or None; and the tapped activations by the names that were asked for, each
-        `[B, T, *sites(lm)[name]]`, in the dtype of the weights.
+        Logits `[B, T, V]`, or `[B, V]` of the last tokens, or None; and by the names that were
+        asked for: the site's value in the dtype of the weights, with a leading axis of layers for
+        `blocks.*` sites, or what the tap makes of it.
 
     Raises:
-        JaxdiffError: If a site does not exist.
+        JaxdiffError: If a site does not exist, an edit or a position does not fit, or the fused
+            kernel cannot do what the model needs.
     """
-    names = {tap: canonical_site(lm.spec, tap) for tap in taps}
-    model = nnx.merge(lm.graphdef, lm.params)
-    context = _context(lm.spec, tokens, sequences, positions)
-    head = logits or not {"final_norm", "logits"}.isdisjoint(names.values())
-    wanted = frozenset(
-        (int(parts[1]), parts[2]) for site in names.values() if (parts := site.split("."))[2:]
+    asked = checked(lm.spec, taps, edits, tokens, attention)
+    out, found = _run(
+        lm,
+        tokens,
+        asked.taps,
+        asked.edits,
+        sequences,
+        positions,
+        skipped=asked.skipped,
+        logits=logits,
+        fused=attention == "fused",
+        remat=remat,
     )
-
-    found = {"embed": model.embed(tokens)}
-    x = _blocks(model, found["embed"], context, wanted, head, found)
-    out = None
-    if head:
-        found["final_norm"] = model.final_norm(x)
-        if logits or "logits" in names.values():
-            found["logits"] = out = model.unembed(found["final_norm"])
-    return out if logits else None, {tap: found[site] for tap, site in names.items()}
+    return out, {tap.name: found[tap.name] for tap in asked.taps}
 
 
-def _context(
-    spec: ModelConfig,
+@functools.partial(jax.jit, static_argnames=("skipped", "logits", "fused", "remat"), inline=True)
+@traced("run")
+def _run(lm, tokens, taps, edits, sequences, positions, *, skipped, logits, fused, remat):
+    world = world_of(lm, tokens, taps, edits, sequences, positions, skipped)
+    out, kept = forward(
+        (world,), (tokens,), logits=logits, fused=fused, remat=remat, length=tokens.shape[1]
+    )[:2]
+    return out[0], kept.worlds[0]
+
+
+def world_of(
+    lm: LM,
     tokens: HostOrDevice,
-    sequences: HostOrDevice | None,
-    positions: HostOrDevice | None,
-) -> Context:
+    taps: tuple[Tap, ...],
+    edits: tuple[Edit, ...],
+    sequences: HostOrDevice | None = None,
+    positions: HostOrDevice | None = None,
+    skipped: frozenset[int] = frozenset(),
+) -> World:
+    """Returns a model on a batch of whole texts; positions are those of the rows when None."""
     if positions is None:
         positions = jnp.arange(tokens.shape[1])[None, :]
-    cos, sin = angles(spec.rope, spec.head_dim, positions)
-    return Context(cos=cos, sin=sin, sequences=sequences)
+    return World(
+        lm=lm,
+        context=context(lm.spec, positions, sequences),
+        at=place(positions, sequences),
+        edits=edits,
+        taps=taps,
+        skipped=skipped,
+    )
 
 
-def _blocks(
-    model: Decoder, x: Array, context: Context, wanted: Wanted, whole: bool, found: dict[str, Array]
-) -> Array:
-    """Runs the blocks that are needed: scans between cuts, and blocks tapped inside on their own.
+def forward(
+    worlds: tuple[World, ...],
+    tokens: tuple[HostOrDevice, ...],
+    between: tuple[Between, ...] = (),
+    *,
+    logits: Logits,
+    length: int,
+    fused: bool = False,
+    remat: bool = False,
+) -> tuple[list[Array | None], Kept, tuple[Any, ...]]:
+    """Runs worlds from their tokens to their logits.
 
-    A cut is the stream between two blocks: cut i is `resid_pre` of block i and `resid_post` of
-    block i - 1, so tapping it opens no block.
+    Returns:
+        Each world's logits, what was tapped, and each world's cache.
     """
-    n = model.spec.n_layers
-    opened = {i for i, part in wanted if part not in ("resid_pre", "resid_post")}
-    cuts = {i + (part == "resid_post") for i, part in wanted if i not in opened}
-    cuts |= {c for i in opened for c in (i, i + 1)} | {0} | ({n} if whole else set())
+    models = [module(world.lm) for world in worlds]
+    visitor = Visitor(worlds, between)
+    xs: list[Array] = []
+    for w, (model, ids) in enumerate(zip(models, tokens, strict=True)):
+        x = visitor.visit(w, "", "embed", model.embed(ids))
+        if model.position_embedding is not None:
+            learned = model.embed_positions(worlds[w].at.positions)
+            x = x + visitor.visit(w, "", "pos_embed", jnp.broadcast_to(learned, x.shape))
+        xs.append(x)
 
-    windows = _windows(model.spec, x.shape[1])
-    graphdef, stacked = nnx.split(model.blocks)
-
-    def block(x, params, window, tap=lambda part, value: value):
-        return nnx.merge(graphdef, params)(x, context, window, tap)
-
-    found["blocks.0.resid_pre"] = x
-    for low, high in pairwise(sorted(cuts)):
-        if low in opened:
-            x = block(x, *_layer((stacked, windows), low), tap=_tap(f"blocks.{low}", found))
-        else:
-            x = _scan(block, x, (stacked, windows), low, high)
-        found[f"blocks.{high}.resid_pre"] = found[f"blocks.{high - 1}.resid_post"] = x
-    return x
-
-
-def _scan(block: Callable[..., Array], x: Array, layers: Any, low: int, high: int) -> Array:
-    """Runs blocks low to high - 1."""
-    if high - low == jax.tree.leaves(layers)[0].shape[0]:
-        return jax.lax.scan(lambda x, layer: (block(x, *layer), None), x, layers)[0]
-
-    # A part of the stack is indexed inside the loop: slicing it first would copy its weights.
-    def body(x, i):
-        return block(x, *_layer(layers, i)), None
-
-    return jax.lax.scan(body, x, jnp.arange(low, high))[0]
-
-
-def _layer(layers: Any, i: int | Array) -> Any:
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, 0, False), layers)
-
-
-def _windows(spec: ModelConfig, t: int) -> Int[Array, " N"] | None:
-    """Returns how far back each layer looks [tokens], or None when all look back to the start."""
-    if all(window is None or window >= t for window in spec.windows):
-        return None
-    return jnp.asarray([t if window is None else window for window in spec.windows])
+    ends = [[asked.site for asked in (*world.edits, *world.taps, *between)] for world in worlds]
+    ends = [{"final_norm", "logits"}.intersection(sites) for sites in ends]
+    head = bool(logits) or any(ends)
+    streams, caches, kept = blocks(
+        worlds,
+        tuple(xs),
+        between,
+        whole=head,
+        length=length,
+        fused=fused,
+        remat=remat,
+    )
+    out: list[Array | None] = [None] * len(worlds)
+    for w, (model, x) in enumerate(zip(models, streams, strict=True)):
+        if not head:
+            break
+        early = logits == "last" and not ends[w]
+        x = visitor.visit(
+            w, "", "final_norm", model.final_norm(_last(x, worlds[w]) if early else x)
+        )
+        if logits or "logits" in ends[w]:
+            y = visitor.visit(w, "", "logits", model.unembed(x))
+            late = logits == "last" and not early
+            out[w] = (_last(y, worlds[w]) if late else y) if logits else None
+    for own, inside in zip(visitor.kept.worlds, kept.worlds, strict=True):
+        own.update(inside)
+    visitor.kept.between.update(kept.between)
+    return out, visitor.kept, caches
 
 
-def _tap(prefix: str, found: dict[str, Array]) -> Tap:
-    def tap(part: str, value: Array) -> Array:
-        found[f"{prefix}.{part}"] = value
-        return value
-
-    return tap
+def _last(x: Float[Array, "B T D"], world: World) -> Float[Array, "B D"]:
+    """Returns the rows' last tokens that are no padding."""
+    sequences = world.context.sequences
+    if sequences is None:
+        return x[:, -1]
+    return jnp.take_along_axis(x, last_column(sequences)[:, None, None], axis=1)[:, 0]

@@ -9,7 +9,10 @@ from jaxdiff.models import canonical_site, run, sites
 def test_every_site_has_the_shape_it_says(lm):
     tokens = jnp.zeros((2, 3), jnp.int32)
     _, found = jax.eval_shape(lambda: run(lm, tokens, tuple(sites(lm)), logits=False))
-    assert {site: value.shape[2:] for site, value in found.items()} == sites(lm)
+    sizes = {"B": 2, "T": 3, "S": 3}
+    for site, shape in sites(lm).items():
+        assert found[site].shape == tuple(sizes.get(axis, axis) for axis in shape), site
+    assert set(found) == set(sites(lm))
     assert sites(lm) == sites(lm.spec)
     assert all(canonical_site(lm.spec, site) == site for site in sites(lm))
 
@@ -39,21 +42,22 @@ def test_aliases(lm, alias, site):
     assert canonical_site(lm.spec, alias) == site
 
 
-def test_raw_outputs_are_aliases_only_where_nothing_follows(llama, gemma2):
-    for alias, site in {
-        "model.layers.1.self_attn": "blocks.1.attn_out",
-        "attentions_output[1]": "blocks.1.attn_out",
-        "model.layers.1.mlp": "blocks.1.mlp_out",
-        "mlps_output[1]": "blocks.1.mlp_out",
-        "lm_head": "logits",
+def test_names_of_modules_are_of_what_they_return(llama, gemma2):
+    """Where a norm follows, the raw output is not what is added to the stream."""
+    for alias, part in {
+        "model.layers.1.self_attn": "attn",
+        "attentions_output[1]": "attn",
+        "model.layers.1.mlp": "mlp",
+        "mlps_output[1]": "mlp",
     }.items():
-        assert canonical_site(llama.spec, alias) == site
-        with pytest.raises(JaxdiffError):
-            canonical_site(gemma2.spec, alias)
+        assert canonical_site(llama.spec, alias) == f"blocks.1.{part}_out"
+        assert canonical_site(gemma2.spec, alias) == f"blocks.1.{part}.out"
     post = "model.layers.1.post_attention_layernorm"
     assert canonical_site(gemma2.spec, post) == "blocks.1.attn_out"
+    assert canonical_site(llama.spec, post) == "blocks.1.mlp.in"
+    assert canonical_site(llama.spec, "lm_head") == "logits"
     with pytest.raises(JaxdiffError):
-        canonical_site(llama.spec, post)
+        canonical_site(gemma2.spec, "lm_head")
 
 
 @pytest.mark.parametrize(

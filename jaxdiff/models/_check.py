@@ -1,0 +1,117 @@
+"""What is asked of a run, checked before anything is traced."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdiff.errors import JaxdiffError
+from jaxdiff.models._plan import HIDDEN_BY_FUSED
+from jaxdiff.models._sites import canonical_site, layer_and_part
+from jaxdiff.models._tap import Edit, Tap
+from jaxdiff.models.spec import ModelConfig
+from jaxdiff.types import HostOrDevice
+
+_log = logging.getLogger(__name__)
+
+
+class Checked(NamedTuple):
+    """Taps and edits by canonical site, and the blocks that edits skip."""
+
+    taps: tuple[Tap, ...]
+    edits: tuple[Edit, ...]
+    skipped: frozenset[int]
+
+
+def checked(
+    spec: ModelConfig,
+    taps: Sequence[str | Tap],
+    edits: Sequence[Edit],
+    tokens: HostOrDevice,
+    attention: str = "plain",
+) -> Checked:
+    """Returns what is asked by canonical names.
+
+    Raises:
+        JaxdiffError: If a site or a position does not exist, a tap's name is taken, or the fused
+            kernel cannot do what is asked.
+    """
+    if isinstance(taps, str) or not isinstance(edits, Sequence):
+        raise JaxdiffError("taps and edits are tuples", fix="put one into a tuple: (tap,)")
+    skipped = frozenset(_skipped(spec, edit) for edit in edits if _whole_block(edit.site))
+    kept = tuple(
+        replace(edit, site=canonical_site(spec, edit.site))  # pyright: ignore[reportArgumentType]
+        for edit in edits
+        if not _whole_block(edit.site)
+    )
+    named = tuple(_tap(spec, tap) for tap in taps)
+    names = [tap.name for tap in named]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise JaxdiffError(
+            f"several taps are called {', '.join(twice)}", where="taps", fix="give each a `name`"
+        )
+    _check_positions(kept, tokens)
+    _check_attention(spec, (*named, *kept), attention)
+    return Checked(named, kept, skipped)
+
+
+def _tap(spec: ModelConfig, tap: str | Tap) -> Tap:
+    tap = Tap(tap) if isinstance(tap, str) else tap
+    return replace(tap, site=canonical_site(spec, tap.site), name=tap.name or tap.site)
+
+
+def _whole_block(site: str) -> bool:
+    return re.fullmatch(r"blocks\.\d+", site) is not None
+
+
+def _skipped(spec: ModelConfig, edit: Edit) -> int:
+    layer = int(edit.site.removeprefix("blocks."))
+    if layer >= spec.n_layers:
+        raise JaxdiffError(
+            f"there is no block {layer} in a model of {spec.n_layers}", where=edit.site
+        )
+    return layer
+
+
+def _check_positions(edits: Sequence[Any], tokens: HostOrDevice) -> None:
+    """Refuses positions and rows beyond the batch, where they are known on the host."""
+    sizes = {"positions": tokens.shape[1], "rows": tokens.shape[0]}
+    for edit in edits:
+        for name, size in sizes.items():
+            value = getattr(edit, name, None)
+            if value is None or isinstance(value, jax.Array):
+                continue
+            value = np.asarray(value)
+            if value.dtype == bool:
+                bad = [] if value.shape[-1] == size else [f"a mask of {value.shape[-1]}"]
+            else:
+                bad = [str(v) for v in np.ravel(value) if not -size <= v < size]
+            if bad:
+                raise JaxdiffError(
+                    f"{name} of this edit are outside of the batch: {', '.join(bad)}",
+                    where=edit.site,
+                    fix=f"the tokens have {size} {name}",
+                )
+
+
+def _check_attention(spec: ModelConfig, asked: Sequence[Any], attention: str) -> None:
+    if attention not in ("plain", "fused"):
+        raise JaxdiffError(f"attention={attention!r}", fix="it is 'plain' or 'fused'")
+    if attention == "plain":
+        return
+    if spec.attention_softcap is not None:
+        raise JaxdiffError(
+            f"the fused attention has no soft cap, which {spec.architecture} needs",
+            where="attention",
+            fix="use attention='plain'",
+        )
+    hidden = [a.site for a in asked if layer_and_part(a.site)[1] in HIDDEN_BY_FUSED]
+    if hidden:
+        _log.warning(
+            "the fused attention hides %s: these blocks use the plain one", ", ".join(hidden)
+        )
