@@ -18,6 +18,7 @@ __all__ = [
     "configs",
     "dictionaries",
     "diffing",
+    "edits",
     "kernels",
     "mesh",
     "models",

@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     *(("errors", "lazy"), ("types", "mesh", "config", "manifest", "checkpoint", "progress")),
-    *(("models",), ("edits",), ("text",), ("activations",), ("dictionaries",), ("training",)),
-    *(("stats",), ("diffing",), ("organisms",), ("report",), ("pipeline",), ("cli",)),
+    *(("dictionaries",), ("models",), ("edits",), ("causal", "readouts"), ("text",)),
+    *(("activations",), ("training",), ("stats",), ("diffing",), ("organisms",), ("report",)),
+    *(("pipeline",), ("cli",)),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Leaves that any layer may use.
@@ -77,7 +78,7 @@ def _run(code: str) -> str:
 
 def test_import_is_light():
     heavy = "('flax', 'transformers', 'orbax', 'grain', 'tensorstore', 'optax', 'torch')"
-    parts = "activations config dictionaries diffing models organisms pipeline report stats text"
+    parts = "activations config dictionaries diffing edits models organisms pipeline report stats text"
     code = (
         "import sys, jaxdiff, importlib\n"
         f"for part in '{parts}'.split(): importlib.import_module('jaxdiff.' + part)\n"

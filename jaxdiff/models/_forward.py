@@ -321,7 +321,7 @@ def _edited(edit: Edit, value: Array, at: At) -> Array:
     try:
         new = edit(value, at)
         problem = "" if (new.shape, new.dtype) == (value.shape, value.dtype) else _type(new)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         problem = str(error).strip().partition("\n")[0]
     if problem:
         leaves = ", ".join(str(list(jnp.shape(leaf))) for leaf in jax.tree.leaves(edit))

@@ -53,11 +53,11 @@ class View(Protocol):
     `put(value, get(value)) == value`, and `put` of two things is `put` of the second.
     """
 
-    def get(self, value: Array) -> Array:
+    def get(self, value: Array, at: At) -> Array:
         """Returns what is seen."""
         ...
 
-    def put(self, value: Array, seen: Array) -> Array:
+    def put(self, value: Array, seen: Array, at: At) -> Array:
         """Returns the value with `seen` in place of what was seen."""
         ...
 
@@ -98,7 +98,7 @@ class Tap:
 
     def __call__(self, value: Array, at: At) -> Any:
         """Returns what is kept of a value."""
-        seen = value if self.view is None else self.view.get(value)
+        seen = value if self.view is None else self.view.get(value, at)
         kept = seen if self.reduce is None else self.reduce(seen, at)
         return kept if self.dtype is None else jax.tree.map(self._cast, kept)
 

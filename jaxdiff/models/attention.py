@@ -107,6 +107,7 @@ class Attention(nnx.Module):
             cos, sin = _rotation(context, layer)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
+            assert context.start is not None
             at = (0, context.start, 0, 0)
             cache = Cache(
                 jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at),
