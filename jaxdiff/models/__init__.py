@@ -13,7 +13,9 @@ from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
     from jaxdiff.models._files import fingerprint as fingerprint
+    from jaxdiff.models._forward import Between as Between
     from jaxdiff.models._hf import load as load
+    from jaxdiff.models._hf import load_report as load_report
     from jaxdiff.models._hf import load_spec as load_spec
     from jaxdiff.models._hf import save as save
     from jaxdiff.models._lm import LM as LM
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from jaxdiff.models._lm import parameters as parameters
     from jaxdiff.models._lm import stack as stack
     from jaxdiff.models._lm import unstack as unstack
+    from jaxdiff.models._report import LoadReport as LoadReport
     from jaxdiff.models._run import run as run
     from jaxdiff.models._sites import canonical_site as canonical_site
     from jaxdiff.models._sites import match as match
@@ -30,12 +33,17 @@ if TYPE_CHECKING:
     from jaxdiff.models._tap import Reducer as Reducer
     from jaxdiff.models._tap import Tap as Tap
     from jaxdiff.models._tap import View as View
+    from jaxdiff.models._together import Together as Together
+    from jaxdiff.models._together import run_together as run_together
     from jaxdiff.models._traces import traces as traces
     from jaxdiff.models.spec import ModelConfig as ModelConfig
     from jaxdiff.models.spec import Rope as Rope
 
 # Flax is imported by the first use of one of these names, not by `import jaxdiff.models`.
 _HOMES = {
+    "run_together": "_together",
+    "Together": "_together",
+    "Between": "_forward",
     "traces": "_traces",
     "unstack": "_lm",
     "stack": "_lm",
@@ -52,6 +60,8 @@ _HOMES = {
     "fingerprint": "_files",
     "init": "_lm",
     "load": "_hf",
+    "load_report": "_hf",
+    "LoadReport": "_report",
     "load_spec": "_hf",
     "parameters": "_lm",
     "run": "_run",
@@ -60,6 +70,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "run_together",
+    "Together",
+    "Between",
     "traces",
     "unstack",
     "stack",
@@ -70,12 +83,14 @@ __all__ = [
     "Edit",
     "At",
     "LM",
+    "LoadReport",
     "ModelConfig",
     "Rope",
     "canonical_site",
     "fingerprint",
     "init",
     "load",
+    "load_report",
     "load_spec",
     "parameters",
     "run",

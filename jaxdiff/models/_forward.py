@@ -6,7 +6,7 @@ reduced without keeping either.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -50,12 +50,20 @@ class World:
     cache: Any = None
 
 
-class Between(NamedTuple):
-    """A site that is read in all worlds at once; kept is `reduce(values, at)`."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Between:
+    """Reads a site in all worlds at once.
 
-    site: str
+    Attributes:
+        site: Where, by any name that `canonical_site` knows.
+        reduce: What is made of the worlds' values: `reduce(values, at)`.
+        name: Key of the result; the site as it was written when empty.
+    """
+
+    site: str = field(metadata={"static": True})
     reduce: Callable[[tuple[Array, ...], At], Any]
-    name: str
+    name: str = field(default="", metadata={"static": True})
 
 
 class Kept(NamedTuple):

@@ -125,49 +125,58 @@ def forward(
     Returns:
         Each world's logits, what was tapped, and each world's cache.
     """
-    models = [module(world.lm) for world in worlds]
     visitor = Visitor(worlds, between)
-    xs: list[Array] = []
-    for w, (model, ids) in enumerate(zip(models, tokens, strict=True)):
-        x = visitor.visit(w, "", "embed", model.embed(ids))
-        if model.position_embedding is not None:
-            learned = model.embed_positions(worlds[w].at.positions)
-            x = x + visitor.visit(w, "", "pos_embed", jnp.broadcast_to(learned, x.shape))
-        xs.append(x)
-
-    ends = [[asked.site for asked in (*world.edits, *world.taps, *between)] for world in worlds]
-    ends = [{"final_norm", "logits"}.intersection(sites) for sites in ends]
-    head = bool(logits) or any(ends)
+    xs = tuple(embed(visitor, w, ids) for w, ids in enumerate(tokens))
+    head = bool(logits) or any(_ends(world, between) for world in worlds)
     streams, caches, kept = blocks(
-        worlds,
-        tuple(xs),
-        between,
-        whole=head,
-        length=length,
-        fused=fused,
-        remat=remat,
+        worlds, xs, between, whole=head, length=length, fused=fused, remat=remat
     )
     out: list[Array | None] = [None] * len(worlds)
-    for w, (model, x) in enumerate(zip(models, streams, strict=True)):
-        if not head:
-            break
-        early = logits == "last" and not ends[w]
-        x = visitor.visit(
-            w, "", "final_norm", model.final_norm(_last(x, worlds[w]) if early else x)
-        )
-        if logits or "logits" in ends[w]:
-            y = visitor.visit(w, "", "logits", model.unembed(x))
-            late = logits == "last" and not early
-            out[w] = (_last(y, worlds[w]) if late else y) if logits else None
+    if head:
+        out = [unembed(visitor, w, x, logits) for w, x in enumerate(streams)]
     for own, inside in zip(visitor.kept.worlds, kept.worlds, strict=True):
         own.update(inside)
     visitor.kept.between.update(kept.between)
     return out, visitor.kept, caches
 
 
-def _last(x: Float[Array, "B T D"], world: World) -> Float[Array, "B D"]:
-    """Returns the rows' last tokens that are no padding."""
-    sequences = world.context.sequences
+def embed(visitor: Visitor, w: int, tokens: Int[HostOrDevice, "B T"]) -> Float[Array, "B T D"]:
+    """Returns the stream of world `w` before its first block."""
+    model = module(visitor.worlds[w].lm)
+    x = visitor.visit(w, "", "embed", model.embed(tokens))
+    if model.position_embedding is None:
+        return x
+    learned = model.embed_positions(visitor.worlds[w].at.positions)
+    return x + visitor.visit(w, "", "pos_embed", jnp.broadcast_to(learned, x.shape))
+
+
+def unembed(
+    visitor: Visitor, w: int, x: Float[Array, "B T D"], logits: Logits
+) -> Float[Array, "B *T V"] | None:
+    """Returns the logits of world `w` from its stream after the last block."""
+    world, model = visitor.worlds[w], module(visitor.worlds[w].lm)
+    ends = _ends(world, visitor.between)
+    early = logits == "last" and not ends
+    x = last_tokens(x, world.context.sequences) if early else x
+    x = visitor.visit(w, "", "final_norm", model.final_norm(x))
+    if not logits and "logits" not in ends:
+        return None
+    y = visitor.visit(w, "", "logits", model.unembed(x))
+    if logits == "last" and not early:
+        y = last_tokens(y, world.context.sequences)
+    return y if logits else None
+
+
+def _ends(world: World, between: Sequence[Between]) -> set[str]:
+    """Returns which sites after the blocks are tapped or edited."""
+    asked = (*world.edits, *world.taps, *between)
+    return {"final_norm", "logits"}.intersection(each.site for each in asked)
+
+
+def last_tokens(
+    x: Float[Array, "B T D"], sequences: Int[HostOrDevice, "B T"] | None
+) -> Float[Array, "B D"]:
+    """Returns what belongs to the rows' last tokens that are no padding."""
     if sequences is None:
         return x[:, -1]
     return jnp.take_along_axis(x, last_column(sequences)[:, None, None], axis=1)[:, 0]
