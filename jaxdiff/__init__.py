@@ -24,6 +24,7 @@ __all__ = [
     "models",
     "organisms",
     "pipeline",
+    "readouts",
     "report",
     "stats",
     "text",

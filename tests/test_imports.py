@@ -78,10 +78,10 @@ def _run(code: str) -> str:
 
 def test_import_is_light():
     heavy = "('flax', 'transformers', 'orbax', 'grain', 'tensorstore', 'optax', 'torch')"
-    parts = "activations config dictionaries diffing edits models organisms pipeline report stats text"
+    parts = "activations config dictionaries diffing edits models organisms pipeline readouts"
     code = (
         "import sys, jaxdiff, importlib\n"
-        f"for part in '{parts}'.split(): importlib.import_module('jaxdiff.' + part)\n"
+        f"for part in '{parts} report stats text'.split(): importlib.import_module('jaxdiff.' + part)\n"
         f"print([n for n in {heavy} if n in sys.modules])\n"
         "from jax._src import xla_bridge\n"
         "print(xla_bridge.backends_are_initialized())"
