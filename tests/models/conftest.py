@@ -1,10 +1,13 @@
+import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.models import LM, ModelConfig, Rope, init
+from jaxdiff.edits import Add, edit
+from jaxdiff.models import LM, ModelConfig, Rope, init, run
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -66,3 +69,21 @@ def gemma2() -> LM:
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def site_gradients():
+    """Differentiates the mean log-probability of the next tokens with respect to sites."""
+
+    @functools.partial(jax.jit, static_argnames="wanted")
+    def gradients(lm, tokens, wanted):
+        def score(added):
+            edits = tuple(edit(site, Add(delta)) for site, delta in added.items())
+            logits, _ = run(lm, tokens, edits=edits)
+            log_probs = jax.nn.log_softmax(logits)[:, :-1]
+            return jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean()
+
+        _, values = jax.eval_shape(lambda: run(lm, tokens, wanted, logits=False))
+        return jax.grad(score)(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), values))
+
+    return gradients
