@@ -14,6 +14,7 @@ __version__ = importlib.metadata.version("jaxdiff")
 __all__ = [
     "__version__",
     "activations",
+    "causal",
     "config",
     "configs",
     "dictionaries",
