@@ -78,10 +78,13 @@ def _run(code: str) -> str:
 
 def test_import_is_light():
     heavy = "('flax', 'transformers', 'orbax', 'grain', 'tensorstore', 'optax', 'torch')"
-    parts = "activations config dictionaries diffing edits models organisms pipeline readouts"
+    parts = (
+        "activations config dictionaries diffing edits models organisms pipeline readouts report "
+        "stats text"
+    )
     code = (
         "import sys, jaxdiff, importlib\n"
-        f"for part in '{parts} report stats text'.split(): importlib.import_module('jaxdiff.' + part)\n"
+        f"for part in '{parts}'.split(): importlib.import_module('jaxdiff.' + part)\n"
         f"print([n for n in {heavy} if n in sys.modules])\n"
         "from jax._src import xla_bridge\n"
         "print(xla_bridge.backends_are_initialized())"
