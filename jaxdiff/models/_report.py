@@ -17,8 +17,8 @@ class LoadReport:
     """What a load does with every tensor of a model's files.
 
     Attributes:
-        consumed: Name of each tensor that is read, and the parameters that it holds or is a layer
-            of.
+        consumed: Name of each tensor that is read, and the parameters that it holds (for one
+            layer, one expert), in their order.
         ignored: Name of each tensor that is left out on purpose, and why.
         problems: One line for each tensor that is missing, unknown, or of a wrong shape or dtype;
             a model with any of them is not loaded.
@@ -49,7 +49,7 @@ def report(
     """
     holds: dict[str, tuple[str, ...]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for path, place in places.items():
+    for path, place in sorted(places.items(), key=lambda item: item[1].start):
         for name in place.names.values():
             holds[name] = (*holds.get(name, ()), path)
             shapes[name] = place.shape

@@ -125,8 +125,9 @@ def token_ids(config: Any) -> dict[str, Any]:
 
 def token_entries(spec: ModelConfig) -> dict[str, Any]:
     """Returns the entries of config.json that `token_ids` reads."""
+    eos = list(spec.eos)
     return {
         "bos_token_id": spec.bos,
-        "eos_token_id": None if not spec.eos else spec.eos[0] if len(spec.eos) == 1 else spec.eos,
+        "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else eos,
         "pad_token_id": spec.pad,
     }

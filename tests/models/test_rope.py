@@ -42,7 +42,7 @@ def test_scores_depend_on_distance_only():
 
 
 def test_llama3_scaling_by_cases():
-    rope = Rope(theta=1000.0, factor=8.0, low_freq=1.0, high_freq=4.0, context=64)
+    rope = Rope(theta=1000.0, kind="llama3", factor=8.0, low_freq=1.0, high_freq=4.0, context=64)
     found = frequencies(rope, 32)
     plain = frequencies(Rope(theta=1000.0), 32)
     kinds = set()
@@ -60,6 +60,50 @@ def test_llama3_scaling_by_cases():
             expected = (1 - smooth) * base / 8 + smooth * base
         np.testing.assert_allclose(got, expected, rtol=1e-5)
     assert kinds == {"kept", "stretched", "between"}
+
+
+def test_linear_scaling_stretches_all_wavelengths():
+    stretched = frequencies(Rope(theta=50.0, kind="linear", factor=4.0), 8)
+    np.testing.assert_allclose(stretched, frequencies(Rope(theta=50.0), 8) / 4, rtol=1e-6)
+
+
+LONGROPE = Rope(
+    theta=50.0,
+    dim=4,
+    kind="longrope",
+    context=6,
+    short=(1.0, 3.0),
+    long=(2.0, 7.0),
+    attention_factor=1.25,
+)
+
+
+def test_longrope_chooses_its_factors_by_the_length_of_each_row():
+    positions = np.asarray([[0, 1, 5], [0, 1, 6]])
+    cos, sin = angles(LONGROPE, 8, positions)
+    base = 50.0 ** (-np.arange(2) / 2)
+    for row, factors in enumerate([(1.0, 3.0), (2.0, 7.0)]):
+        phase = positions[row, :, None] * base / np.asarray(factors)
+        np.testing.assert_allclose(cos[row], 1.25 * np.cos(phase), atol=1e-6)
+        np.testing.assert_allclose(sin[row], 1.25 * np.sin(phase), atol=1e-6)
+
+
+def test_longrope_of_a_piece_of_a_text_goes_by_the_length_of_the_text():
+    whole = angles(LONGROPE, 8, np.arange(9)[None])
+    piece = angles(LONGROPE, 8, np.arange(3)[None], lengths=np.asarray([9]))
+    other = angles(LONGROPE, 8, np.arange(3)[None])
+    for a, b, c in zip(whole, piece, other, strict=True):
+        np.testing.assert_array_equal(a[:, :3], b)
+        assert not np.allclose(b, c)
+
+
+def test_only_the_first_coordinates_of_a_head_are_rotated():
+    x, positions = _normal(1, 3, 2, 8), jnp.asarray([[0, 1, 2]])
+    turned = rotate(x, *angles(Rope(theta=50.0, dim=4), 8, positions))
+    np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
+    alone = rotate(x[..., :4], *angles(Rope(theta=50.0), 4, positions))
+    np.testing.assert_array_equal(turned[..., :4], alone)
+    assert not np.allclose(turned[:, 1:, :, :4], x[:, 1:, :, :4])
 
 
 def test_angles_are_float32_for_bfloat16_activations():

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -13,6 +14,7 @@ from jaxdiff.mesh import make_mesh
 from jaxdiff.models import _weights as weights
 from jaxdiff.models import load, load_spec, parameters, run, save
 from jaxdiff.models._lm import abstract
+from jaxdiff.models._mapping import sources
 from jaxdiff.models.registry import ARCHITECTURES
 
 META = {"format": "pt"}
@@ -53,7 +55,7 @@ def test_saved_models_load_bit_identical(lm, tmp_path):
 
 def test_token_ids_and_rope_survive(llama, tmp_path):
     rope = dataclasses.replace(
-        llama.spec.rope, factor=8.0, low_freq=1.0, high_freq=4.0, context=4096
+        llama.spec.rope, kind="llama3", factor=8.0, low_freq=1.0, high_freq=4.0, context=4096
     )
     spec = dataclasses.replace(llama.spec, bos=1, eos=(2, 3), pad=0, rope=rope, context=77)
     save(dataclasses.replace(llama, spec=spec), tmp_path)
@@ -93,7 +95,7 @@ def test_a_mesh_holds_each_weight_once_along_latent(lm, tmp_path):
 def test_each_device_reads_only_its_rows(folder, monkeypatch, llama):
     """Counts the numbers that are read: no more than the file holds."""
     count = []
-    original = weights._open
+    original = weights.opened
 
     class Counted:
         def __init__(self, lazy):
@@ -107,12 +109,12 @@ def test_each_device_reads_only_its_rows(folder, monkeypatch, llama):
             count.append(part.size)
             return part
 
-    @weights.contextmanager
+    @contextlib.contextmanager
     def counted(files):
         with original(files) as tensors:
             yield {name: Counted(lazy) for name, lazy in tensors.items()}
 
-    monkeypatch.setattr(weights, "_open", counted)
+    monkeypatch.setattr(weights, "opened", counted)
     load(folder, mesh=make_mesh(data=2))
     assert sum(count) == parameters(llama)
     assert max(count) <= 24 * 16 // 4
@@ -188,9 +190,9 @@ def test_a_failed_save_leaves_the_old_weights(folder, llama, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "architecture 'gpt2' is not supported"),
+        ({"model_type": "bert"}, "architecture 'bert' is not supported"),
         ({"model_type": None}, "architecture None is not supported"),
-        ({"hidden_act": "relu"}, "hidden_act='relu' is not supported"),
+        ({"hidden_act": "tanh"}, "hidden_act='tanh' is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "yarn"),
         ({"hidden_size": "wide"}, "not valid"),
@@ -207,20 +209,30 @@ def test_configs_that_cannot_be_used(folder, changes, message):
 
 
 def test_an_unsupported_architecture_says_how_to_add_one(folder):
-    _reconfigure(folder, model_type="qwen3")
+    _reconfigure(folder, model_type="t5")
     with pytest.raises(JaxdiffError) as error:
         load(folder)
     assert all(word in error.value.fix for word in (*ARCHITECTURES, "registry.py"))
 
 
 def test_rows_cover_every_parameter_once(lm):
-    full = dataclasses.replace(lm.spec, tied=False, attention_bias=True)
-    shapes = weights.flatten(abstract(full)[1])
     for family in ARCHITECTURES.values():
-        assert len({row.hf for row in family.rows}) == len({row.path for row in family.rows})
-        assert len(family.rows) == len({row.path for row in family.rows})
-    names = weights.names(ARCHITECTURES[lm.spec.architecture], shapes)
-    flat = [name for keys in names.values() for name in keys]
-    assert names.keys() == shapes.keys() and len(flat) == len(set(flat))
+        paths = [path for row in family.rows for path in row.paths]
+        assert len(family.rows) == len({row.hf for row in family.rows})
+        assert len(paths) == len(set(paths))
+    shapes = weights.flatten(abstract(lm.spec)[1])
+    places = sources(ARCHITECTURES[lm.spec.architecture], lm.spec.n_heads, shapes)
+    names = [name for place in places.values() for name in place.names.values()]
+    assert places.keys() == shapes.keys() and len(names) == len(set(names))
     with pytest.raises(ValueError, match="no row for blocks.new"):
-        weights.names(ARCHITECTURES["llama"], {"blocks.new": jnp.zeros(4)})
+        sources(ARCHITECTURES["llama"], 4, {"blocks.new": jnp.zeros(4)})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"post_norms": True}, {"qk_norm": "head"}, {"windows": (3, None, 3, None)}]
+)
+def test_a_model_that_its_config_cannot_describe_is_not_saved(llama, tmp_path, changes):
+    odd = dataclasses.replace(llama.spec, **changes)
+    with pytest.raises(JaxdiffError, match=f"cannot say {next(iter(changes))}"):
+        save(dataclasses.replace(llama, spec=odd), tmp_path / "odd")
+    assert not (tmp_path / "odd").exists()
