@@ -1,7 +1,8 @@
-"""The command line: thin; every command is one function of `jaxdiff.pipeline`."""
+"""The command line: thin; every command is one function of a package."""
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -38,10 +39,16 @@ def main(args: list[str] | None = None) -> int:
             return _organism(known, rest)
         if known.command == "presets":
             return _presets()
+        if known.command in ("models", "sites"):
+            return (_models if known.command == "models" else _sites)(known, rest)
         return _stage(known, rest)
     except JaxdiffError as error:
         print(f"jaxdiff: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader, `head` for instance, has seen enough; at exit Python would flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         print(f"jaxdiff: {error.strerror or error}\n  where: {error.filename}", file=sys.stderr)
         return 2
@@ -72,6 +79,21 @@ def _parser() -> argparse.ArgumentParser:
         "--corpora-only", action="store_true", help="write the labelled text, train no model"
     )
     commands.add_parser("presets", help="list the configs that come with jaxdiff")
+    commands.add_parser("models", help="list the architectures that can be loaded")
+    sites = commands.add_parser(
+        "sites",
+        help="list the sites of a model",
+        description="List every site of a model, where activations can be read and edited, in the "
+        "order of computation, with the axes of its value: B rows, T tokens, S tokens that are "
+        "looked at. Only config.json is read.",
+    )
+    sites.add_argument("model", metavar="MODEL", help="directory or hub name")
+    sites.add_argument(
+        "pattern",
+        metavar="PATTERN",
+        nargs="?",
+        help="only sites that match, like 'blocks.0.attn.*'",
+    )
     return parser
 
 
@@ -114,8 +136,7 @@ def _with_null_pair(settings: RunConfig, words: list[str]) -> RunConfig:
 
 
 def _organism(known: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise JaxdiffError(f"unknown words {' '.join(rest)}", fix="see jaxdiff organism --help")
+    _refuse(known, rest)
     _quiet()
     from jaxdiff import organisms
 
@@ -131,6 +152,37 @@ def _presets() -> int:
     for name, path in config.presets().items():
         print(f"{name:20} {path.read_text().splitlines()[0].lstrip('# ')}")
     return 0
+
+
+def _models(known: argparse.Namespace, rest: list[str]) -> int:
+    _refuse(known, rest)
+    from jaxdiff.models.registry import ARCHITECTURES, HOW_TO_ADD
+
+    for name, family in ARCHITECTURES.items():
+        print(f"{name:12} {family.hf_class:31} {family.about}")
+    print(HOW_TO_ADD)
+    return 0
+
+
+def _sites(known: argparse.Namespace, rest: list[str]) -> int:
+    _refuse(known, rest)
+    _quiet()
+    from jaxdiff import models
+
+    spec = models.load_spec(known.model)
+    shapes = models.sites(spec)
+    names = shapes if known.pattern is None else models.match(spec, known.pattern)
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:{width}}  [{', '.join(map(str, shapes[name]))}]")
+    return 0
+
+
+def _refuse(known: argparse.Namespace, rest: list[str]) -> None:
+    if rest:
+        raise JaxdiffError(
+            f"unknown words {' '.join(rest)}", fix=f"see jaxdiff {known.command} --help"
+        )
 
 
 def _quiet() -> None:

@@ -39,6 +39,8 @@ ARCHITECTURES = {
     )
 }
 
+HOW_TO_ADD = "to add one, write a file like jaxdiff/models/llama.py and name it in registry.py"
+
 
 def architecture(model_type: str | None, *, where: Path | str) -> Architecture:
     """Returns the architecture of a `model_type`.
@@ -50,7 +52,6 @@ def architecture(model_type: str | None, *, where: Path | str) -> Architecture:
         raise JaxdiffError(
             f"the architecture {model_type!r} is not supported",
             where=where,
-            fix=f"supported: {', '.join(ARCHITECTURES)}; "
-            "to add one, write a file like jaxdiff/models/llama.py and name it in registry.py",
+            fix=f"supported: {', '.join(ARCHITECTURES)}; {HOW_TO_ADD}",
         )
     return ARCHITECTURES[model_type]
