@@ -91,7 +91,7 @@ def with_axes(edit: Edit, over: Mapping[str, Any]) -> Edit:
 
 
 def grid(over: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-    """Returns the leaves of all cells, `[C, ...]` each, the last axis of the grid changing fastest."""
+    """Returns the leaves of all cells, `[C, ...]` each; the last axis of the grid runs fastest."""
     sizes = [values.shape[0] for values in over.values()]
     total = math.prod(sizes)
     leaves, before, after = {}, 1, total

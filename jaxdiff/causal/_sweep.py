@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxdiff.edits import Edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, ModelConfig, Tap, stack
 from jaxdiff.models._check import checked
-from jaxdiff.models._forward import Visitor, World, between_layers
+from jaxdiff.models._forward import Visitor, between_layers
 from jaxdiff.models._run import embed, forward, unembed, world_of
 from jaxdiff.models._sites import canonical_site, layer_and_part
 from jaxdiff.models._traces import traced
@@ -74,7 +74,7 @@ def sweep(
         raise JaxdiffError(
             "a sweep cannot skip blocks", where="sweep", fix="Scale attn_out, mlp_out"
         )
-    *fixed, edit = asked.edits
+    *fixed, edit = cast(tuple[Edit, ...], asked.edits)
     if jax.tree_util.all_leaves([metric]):
         metric = jax.tree_util.Partial(metric)
     return _sweep(

@@ -24,6 +24,7 @@ class At:
         step: 0 on a text or prompt, s on the s-th token that was generated.
         others: The same site's values in the worlds before this one, in `run_together`.
         axes: Axes of the value, as `sites` names them.
+        layers: Number of blocks of the model.
     """
 
     positions: Int[Array, "#B T"]
@@ -33,13 +34,17 @@ class At:
     step: Int[Array, ""] | int = 0
     others: tuple[Array, ...] = ()
     axes: Shape = field(default=(), metadata={"static": True})
+    layers: int = field(default=0, metadata={"static": True})
 
 
 @runtime_checkable
 class Edit(Protocol):
     """Changes the value at a site. A pytree: `site` is static, its leaves are traced."""
 
-    site: str
+    @property
+    def site(self) -> str:
+        """Where, by any name that `canonical_site` knows."""
+        ...
 
     def __call__(self, value: Array, at: At) -> Array:
         """Returns the value that the model goes on with, of the same shape and dtype."""
