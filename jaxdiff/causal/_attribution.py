@@ -75,7 +75,7 @@ def attribute(
         clean: Token ids that values are taken from.
         corrupt: Token ids of the run that is patched.
         metric: Of the logits of each row's last token; rows must not depend on each other.
-        at: Sites, or `Tap`s whose `view` says what is gated: with `edits.Latents(dictionary)` the
+        at: Sites, or `Tap`s whose `view` says what is gated: with the view `edits.Latents` the
             scores are those of latents.
         per: One gate for each position `[B, T]`, each head `[B, T, H]`, or each number of the value
             (neurons, coordinates). A tap with a view has a gate for each number it sees.

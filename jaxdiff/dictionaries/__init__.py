@@ -13,9 +13,11 @@ from jaxdiff.dictionaries.dictionary import (
 )
 from jaxdiff.dictionaries.files import load, save
 from jaxdiff.dictionaries.loss import Parts, loss, reconstruction_loss, train_codes
+from jaxdiff.dictionaries.normalization import Normalization
 
 __all__ = [
     "Dictionary",
+    "Normalization",
     "Parts",
     "code_norms",
     "decode",

@@ -4,11 +4,12 @@ Leaves broadcast against the value from the right, as `numpy.broadcast_to` does,
 its dtype.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxdiff.models import At
@@ -75,8 +76,8 @@ class Lerp:
 class Clamp:
     """Limits the value to `[low, high]`."""
 
-    low: Any = -jnp.inf
-    high: Any = jnp.inf
+    low: Any = -np.inf
+    high: Any = np.inf
 
     def __call__(self, value: Array, at: At) -> Array:
         """Returns the limited value."""
@@ -85,36 +86,43 @@ class Clamp:
 
 @_op
 @dataclass(frozen=True)
-class Mean:
-    """Puts the mean over each row's tokens that are no padding in place of all of them."""
+class ToMean:
+    """Puts the mean over the row's tokens that are no padding in place of each of them.
+
+    Later tokens then reach earlier ones. The mean over a corpus is for `Set`.
+    """
 
     def __call__(self, value: Array, at: At) -> Array:
-        """Returns the mean of each row, in float32 on the way."""
+        """Returns the mean of each row, summed in float32."""
         axis = at.axes.index("T")
-        wide = value.astype(jnp.float32)
-        if at.real is None:
-            mean = jnp.mean(wide, axis=axis, keepdims=True)
-        else:
-            shape = [1] * value.ndim
-            shape[at.axes.index("B")], shape[axis] = at.real.shape
-            real = at.real.reshape(shape)
-            count = jnp.maximum(jnp.sum(real, axis=axis, keepdims=True), 1)
-            mean = jnp.sum(jnp.where(real, wide, 0.0), axis=axis, keepdims=True) / count
-        return like(mean, value)
+        real = real_tokens(value, at)
+        total = jnp.sum(value, axis=axis, keepdims=True, where=real, dtype=jnp.float32)
+        count = jnp.sum(real, axis=axis, keepdims=True, dtype=jnp.float32)
+        return like(total / jnp.maximum(count, 1.0), value)
 
 
 @_op
 @dataclass(frozen=True)
 class Noise:
-    """Adds normal noise of standard deviation `scale`, another one at each layer and step."""
+    """Adds normal noise of standard deviation `scale`.
+
+    It is another one for each layer, row and position, whatever else is in the batch, so that a
+    text that is generated step by step gets the same as one that is read at once.
+    """
 
     key: Any
     scale: Any
 
     def __call__(self, value: Array, at: At) -> Array:
         """Returns the value with noise."""
-        key = jax.random.fold_in(self.key, 0 if at.layer is None else at.layer)
-        noise = jax.random.normal(jax.random.fold_in(key, at.step), value.shape)
+        b, t = at.axes.index("B"), at.axes.index("T")
+        own = jax.random.fold_in(self.key, 0 if at.layer is None else at.layer)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(own, jnp.arange(value.shape[b]))
+        positions = jnp.broadcast_to(at.positions, (value.shape[b], at.positions.shape[1]))
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, positions)
+        rest = tuple(n for axis, n in enumerate(value.shape) if axis not in (b, t))
+        noise = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, rest)))(keys)
+        noise = jnp.moveaxis(noise, (0, 1), (b, t))
         return value + like(self.scale, value) * like(noise, value)
 
 
@@ -142,71 +150,6 @@ class LowRank:
 
 @_op
 @dataclass(frozen=True)
-class Patch:
-    """Puts in what another run computed: of another prompt, or of another model.
-
-    Attributes:
-        source: Values `[B or 1, S, ...]` at positions 0 to S - 1.
-        positions: Position in the source that each of its S positions is taken from, `[S]`; the
-            same one when None. Positions from S on keep their value.
-    """
-
-    source: Any
-    positions: Any = None
-
-    def __call__(self, value: Array, at: At) -> Array:
-        """Returns the source's values at the positions of the tokens."""
-        if at.axes[:2] != ("B", "T"):
-            raise TypeError("Patch needs a site with axes B, T, ...; use Set")
-        source = jnp.asarray(self.source, value.dtype)
-        if source.ndim != value.ndim or source.shape[2:] != value.shape[2:]:
-            raise TypeError(f"the source is {list(source.shape)}")
-        if self.positions is not None:
-            source = jnp.take(source, jnp.asarray(self.positions), axis=1)
-        last = source.shape[1] - 1
-        rows = max(source.shape[0], at.positions.shape[0])
-        places = jnp.broadcast_to(at.positions, (rows, at.positions.shape[1]))
-        tail = (1,) * (value.ndim - 2)
-        index = jnp.clip(places, 0, last).reshape(*places.shape, *tail)
-        source = jnp.broadcast_to(source, (rows, *source.shape[1:]))
-        found = jnp.take_along_axis(source, index, axis=1)
-        inside = ((places >= 0) & (places <= last)).reshape(*places.shape, *tail)
-        return jnp.where(inside, like(found, value), value)
-
-
-@_op
-@dataclass(frozen=True)
-class FromRow:
-    """Puts in the value of other rows of the batch: `row`, one number or one for each row."""
-
-    row: Any
-
-    def __call__(self, value: Array, at: At) -> Array:
-        """Returns the rows' values."""
-        rows = jnp.broadcast_to(jnp.asarray(self.row), value.shape[:1])
-        return jnp.take(value, rows, axis=0)
-
-
-@_op
-@dataclass(frozen=True)
-class FromWorld:
-    """Puts in what an earlier model of `models.run_together` computed at the same site.
-
-    Attributes:
-        world: Number of the model.
-    """
-
-    world: int = field(default=0, metadata={"static": True})
-
-    def __call__(self, value: Array, at: At) -> Array:
-        """Returns the other model's value."""
-        if not 0 <= self.world < len(at.others):
-            raise TypeError(f"there is no world {self.world} before this one")
-        return like(at.others[self.world], value)
-
-
-@_op
-@dataclass(frozen=True)
 class PerLayer:
     """Gives each layer its own leaves: those of `op` have a leading axis N, or are scalars."""
 
@@ -216,8 +159,22 @@ class PerLayer:
         """Applies the layer's own op."""
         if at.layer is None:
             raise TypeError("this site is outside of the blocks and has no layer")
-        own = jax.tree.map(lambda leaf: _own(leaf, at.layer), self.op)
-        return own(value, at)
+        return jax.tree.map(lambda leaf: _own(leaf, at), self.op)(value, at)
+
+
+@_op
+@dataclass(frozen=True)
+class Backward:
+    """Leaves the value as it is, and applies `op` to its gradient in the backward pass.
+
+    `Backward(Set(0.0))` lets no gradient through. There is no forward-mode derivative.
+    """
+
+    op: Any
+
+    def __call__(self, value: Array, at: At) -> Array:
+        """Returns the value."""
+        return _backward(value, self.op, at)
 
 
 @_op
@@ -239,5 +196,35 @@ def like(leaf: Any, value: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(leaf).astype(value.dtype), value.shape)
 
 
-def _own(leaf: Any, layer: Any) -> Any:
-    return jnp.asarray(leaf)[layer] if jnp.ndim(leaf) else leaf
+def real_tokens(value: Array, at: At) -> Array:
+    """Returns False at padding, with as many axes as the value."""
+    b, t = at.axes.index("B"), at.axes.index("T")
+    shape = [1] * value.ndim
+    shape[b], shape[t] = value.shape[b], value.shape[t]
+    return jnp.ones(shape, bool) if at.real is None else at.real.reshape(shape)
+
+
+def _own(leaf: Any, at: At) -> Any:
+    if not jnp.ndim(leaf):
+        return leaf
+    if len(leaf) != at.layers:
+        raise TypeError(f"PerLayer has leaves for {len(leaf)} layers, the model has {at.layers}")
+    return jnp.asarray(leaf)[at.layer]
+
+
+@jax.custom_vjp
+def _backward(value: Array, op: Any, at: At) -> Array:
+    del op, at
+    return value
+
+
+def _forward_rule(value: Array, op: Any, at: At) -> tuple[Array, Any]:
+    return value, (op, at)
+
+
+def _backward_rule(saved: Any, gradient: Array) -> tuple[Any, None, None]:
+    op, at = saved
+    return op(gradient, at), None, None
+
+
+_backward.defvjp(_forward_rule, _backward_rule)

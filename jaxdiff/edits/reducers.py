@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.edits.ops import real_tokens
 from jaxdiff.models import At
 
 _reducer = jax.tree_util.register_dataclass
@@ -19,9 +20,13 @@ class Last:
 
     def __call__(self, value: Array, at: At) -> Array:
         """Returns it."""
-        return jnp.take_along_axis(value, _last_columns(value, at), axis=_time(at)).squeeze(
-            _time(at)
-        )
+        axis = at.axes.index("T")
+        if at.real is None:
+            return jnp.take(value, value.shape[axis] - 1, axis=axis)
+        columns = jnp.arange(value.shape[axis])[None, :]
+        last = jnp.max(jnp.where(at.real, columns, 0), axis=1)
+        last = last.reshape(-1, *(1,) * (value.ndim - 1))
+        return jnp.take_along_axis(value, last, axis=axis).squeeze(axis)
 
 
 @_reducer
@@ -29,11 +34,11 @@ class Last:
 class Mean:
     """The mean over the tokens of each row that are no padding, in float32: `[B, ...]`."""
 
-    def __call__(self, value: Array, at: At) -> Array:
+    def __call__(self, value: Array, at: At) -> Float[Array, "B ..."]:
         """Returns it."""
-        real, wide = _real(value, at), value.astype(jnp.float32)
-        total = jnp.sum(jnp.where(real, wide, 0.0), axis=_time(at))
-        return total / jnp.maximum(jnp.sum(real, axis=_time(at)), 1)
+        axis, real = at.axes.index("T"), real_tokens(value, at)
+        total = jnp.sum(value, axis=axis, where=real, dtype=jnp.float32)
+        return total / jnp.maximum(jnp.sum(real, axis=axis, dtype=jnp.float32), 1.0)
 
 
 @_reducer
@@ -41,7 +46,7 @@ class Mean:
 class Norm:
     """The Euclidean norm over the last axis, in float32."""
 
-    def __call__(self, value: Array, at: At) -> Array:
+    def __call__(self, value: Array, at: At) -> Float[Array, "..."]:
         """Returns it."""
         return jnp.linalg.norm(value.astype(jnp.float32), axis=-1)
 
@@ -49,12 +54,15 @@ class Norm:
 @_reducer
 @dataclass(frozen=True)
 class TopK:
-    """The `k` largest values of the last axis and their places: a pair `([..., k], [..., k])`."""
+    """The `k` largest values of the last axis and their places: a pair `([..., k], [..., k])`.
+
+    With the view `Latents`, a token's strongest latents.
+    """
 
     k: int = field(metadata={"static": True})
 
     def __call__(self, value: Array, at: At) -> tuple[Array, Array]:
-        """Returns values and indices."""
+        """Returns values and places."""
         values, places = jax.lax.top_k(value, self.k)
         return values, places
 
@@ -69,13 +77,17 @@ class Project:
     def __call__(self, value: Array, at: At) -> Float[Array, "*B K"]:
         """Returns them."""
         directions = jnp.asarray(self.directions, jnp.float32)
-        return jnp.einsum("...d,kd->...k", value.astype(jnp.float32), directions)
+        wide = value.astype(jnp.float32)
+        return jnp.einsum("...d,kd->...k", wide, directions, precision="highest")
 
 
 @_reducer
 @dataclass(frozen=True)
 class Chain:
-    """Several reducers, one after the other; each must keep the axes that the next one needs."""
+    """Several reducers, one after the other.
+
+    Those that need the tokens (`Last`, `Mean`) come after those that work on the last axis.
+    """
 
     reducers: tuple[Any, ...]
 
@@ -84,24 +96,3 @@ class Chain:
         for reducer in self.reducers:
             value = reducer(value, at)
         return value
-
-
-def _time(at: At) -> int:
-    return at.axes.index("T")
-
-
-def _last_columns(value: Array, at: At) -> Array:
-    if at.real is None:
-        columns = jnp.full(value.shape[0], value.shape[_time(at)] - 1)
-    else:
-        places = jnp.arange(at.real.shape[1])[None, :]
-        columns = jnp.max(jnp.where(at.real, places, 0), axis=1)
-    return columns.reshape(-1, *(1,) * (value.ndim - 1))
-
-
-def _real(value: Array, at: At) -> Array:
-    shape = [1] * value.ndim
-    shape[at.axes.index("B")], shape[_time(at)] = value.shape[0], value.shape[_time(at)]
-    if at.real is None:
-        return jnp.ones(shape, bool)
-    return at.real.reshape(shape)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models._plan import HIDDEN_BY_FUSED
-from jaxdiff.models._sites import canonical_site, layer_and_part
+from jaxdiff.models._sites import HEADS, canonical_site, layer_and_part, sites
 from jaxdiff.models._tap import Edit, Tap
 from jaxdiff.models.spec import ModelConfig
 from jaxdiff.types import HostOrDevice
@@ -55,7 +55,7 @@ def checked(
         raise JaxdiffError(
             f"several taps are called {', '.join(twice)}", where="taps", fix="give each a `name`"
         )
-    _check_positions(kept, tokens)
+    _check_numbers(spec, kept, tokens)
     _check_attention(spec, (*named, *kept), attention)
     return Checked(named, kept, skipped)
 
@@ -78,12 +78,26 @@ def _skipped(spec: ModelConfig, edit: Edit) -> int:
     return layer
 
 
-def _check_positions(edits: Sequence[Any], tokens: HostOrDevice) -> None:
-    """Refuses positions and rows beyond the batch, where they are known on the host."""
-    sizes = {"positions": tokens.shape[1], "rows": tokens.shape[0]}
+def _check_numbers(spec: ModelConfig, edits: Sequence[Any], tokens: HostOrDevice) -> None:
+    """Refuses layers, heads, positions and rows that do not exist, where the host knows them."""
     for edit in edits:
+        sizes = {"layers": spec.n_layers, "positions": tokens.shape[1], "rows": tokens.shape[0]}
+        heads = sites(spec)[edit.site.replace(".*.", ".0.")]
+        numbers = {name: getattr(edit, name, None) for name in (*sizes, "heads")}
+        # The rows that an op reads must be there as well as those that it changes.
+        numbers["row"], sizes["row"] = (
+            getattr(getattr(edit, "op", None), "row", None),
+            tokens.shape[0],
+        )
+        if numbers["heads"] is not None:
+            part = layer_and_part(edit.site)[1]
+            if part not in HEADS:
+                raise JaxdiffError(
+                    "this site has no heads", where=edit.site, fix=f"these have: {', '.join(HEADS)}"
+                )
+            sizes["heads"] = int(heads[HEADS[part]])
         for name, size in sizes.items():
-            value = getattr(edit, name, None)
+            value = numbers[name]
             if value is None or isinstance(value, jax.Array):
                 continue
             value = np.asarray(value)
@@ -93,10 +107,13 @@ def _check_positions(edits: Sequence[Any], tokens: HostOrDevice) -> None:
                 bad = [str(v) for v in np.ravel(value) if not -size <= v < size]
             if bad:
                 raise JaxdiffError(
-                    f"{name} of this edit are outside of the batch: {', '.join(bad)}",
+                    f"this edit's {name} are outside of the {_OF[name]}: {', '.join(bad)}",
                     where=edit.site,
-                    fix=f"the tokens have {size} {name}",
+                    fix=f"there are {size}",
                 )
+
+
+_OF = {"layers": "model", "heads": "model"} | dict.fromkeys(("positions", "rows", "row"), "batch")
 
 
 def _check_attention(spec: ModelConfig, asked: Sequence[Any], attention: str) -> None:

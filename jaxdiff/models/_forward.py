@@ -95,8 +95,9 @@ class Visitor:
         """
         names = (f"blocks.{number}.{part}", f"blocks.*.{part}") if number else (part,)
         world, seen = self.worlds[w], self._seen.setdefault(part, [])
-        axes = sites(world.lm.spec).get(names[0].replace("*", "0"), ())
-        at = replace(world.at, layer=layer, others=tuple(seen), axes=axes)
+        spec = world.lm.spec
+        axes = sites(spec).get(names[0].replace("*", "0"), ())
+        at = replace(world.at, layer=layer, others=tuple(seen), axes=axes, layers=spec.n_layers)
         for edit in world.edits:
             if edit.site in names:
                 value = _edited(edit, value, at)

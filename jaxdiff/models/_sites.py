@@ -13,6 +13,9 @@ from jaxdiff.models.spec import ModelConfig
 Shape = tuple[str | int, ...]
 """Axes of a site's value: B rows, T positions, S positions of keys; the others are numbers."""
 
+HEADS = {"attn.q": 2, "attn.k": 2, "attn.v": 2, "attn.scores": 1, "attn.pattern": 1, "attn.z": 2}
+"""The axis that counts heads, by part of the block."""
+
 
 def sites(model: LM | ModelConfig) -> dict[str, Shape]:
     """Returns every site of a model in the order of computation, with the shape of its value.
