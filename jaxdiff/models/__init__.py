@@ -14,6 +14,11 @@ from jaxdiff.lazy import lazy
 if TYPE_CHECKING:
     from jaxdiff.models._files import fingerprint as fingerprint
     from jaxdiff.models._forward import Between as Between
+    from jaxdiff.models._generate import Generation as Generation
+    from jaxdiff.models._generate import decode as decode
+    from jaxdiff.models._generate import extend as extend
+    from jaxdiff.models._generate import generate as generate
+    from jaxdiff.models._generate import prefill as prefill
     from jaxdiff.models._hf import load as load
     from jaxdiff.models._hf import load_report as load_report
     from jaxdiff.models._hf import load_spec as load_spec
@@ -23,11 +28,14 @@ if TYPE_CHECKING:
     from jaxdiff.models._lm import parameters as parameters
     from jaxdiff.models._lm import stack as stack
     from jaxdiff.models._lm import unstack as unstack
+    from jaxdiff.models._prompts import pad_left as pad_left
     from jaxdiff.models._report import LoadReport as LoadReport
     from jaxdiff.models._run import run as run
+    from jaxdiff.models._shapes import shapes as shapes
     from jaxdiff.models._sites import canonical_site as canonical_site
     from jaxdiff.models._sites import match as match
     from jaxdiff.models._sites import sites as sites
+    from jaxdiff.models._state import State as State
     from jaxdiff.models._tap import At as At
     from jaxdiff.models._tap import Edit as Edit
     from jaxdiff.models._tap import Reducer as Reducer
@@ -36,14 +44,25 @@ if TYPE_CHECKING:
     from jaxdiff.models._together import Together as Together
     from jaxdiff.models._together import run_together as run_together
     from jaxdiff.models._traces import traces as traces
+    from jaxdiff.models.adapters import attach as attach
+    from jaxdiff.models.adapters import merge as merge
     from jaxdiff.models.spec import ModelConfig as ModelConfig
     from jaxdiff.models.spec import Rope as Rope
 
 # Flax is imported by the first use of one of these names, not by `import jaxdiff.models`.
 _HOMES = {
+    "Generation": "_generate",
+    "decode": "_generate",
+    "extend": "_generate",
+    "generate": "_generate",
+    "prefill": "_generate",
+    "pad_left": "_prompts",
+    "State": "_state",
     "run_together": "_together",
     "Together": "_together",
     "Between": "_forward",
+    "attach": "adapters",
+    "merge": "adapters",
     "traces": "_traces",
     "unstack": "_lm",
     "stack": "_lm",
@@ -66,10 +85,20 @@ _HOMES = {
     "parameters": "_lm",
     "run": "_run",
     "save": "_hf",
+    "shapes": "_shapes",
     "sites": "_sites",
 }
 
 __all__ = [
+    "Generation",
+    "decode",
+    "extend",
+    "generate",
+    "prefill",
+    "pad_left",
+    "State",
+    "attach",
+    "merge",
     "run_together",
     "Together",
     "Between",
@@ -95,6 +124,7 @@ __all__ = [
     "parameters",
     "run",
     "save",
+    "shapes",
     "sites",
 ]
 

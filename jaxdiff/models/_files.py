@@ -1,16 +1,17 @@
-"""Model directories, local or from the Hugging Face hub, and what identifies one."""
+"""Directories of models and adapters, local or from the hub, and what identifies one."""
 
 import hashlib
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.manifest import hash_files
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -34,7 +35,8 @@ def resolve(name_or_path: str | Path, *, revision: str | None = None, weights: b
         )
     import huggingface_hub
 
-    patterns = [CONFIG, INDEX, "model*.safetensors"] if weights else [CONFIG]
+    patterns = [CONFIG, ADAPTER_CONFIG]
+    patterns += [INDEX, "model*.safetensors", ADAPTER_WEIGHTS] if weights else []
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -79,6 +81,62 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+class Base(NamedTuple):
+    """The model that an adapter was trained on: directory or hub name, and revision."""
+
+    name: str
+    revision: str | None
+
+
+def adapter_base(folder: Path) -> Base | None:
+    """Returns the base that an adapter directory names; None if it is that of a model.
+
+    Raises:
+        JaxdiffError: If it is both, or names no base.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    both = [name for name in (WEIGHTS, INDEX) if (folder / name).is_file()]
+    if both:
+        raise JaxdiffError(
+            f"this directory is a model ({both[0]}) and an adapter ({ADAPTER_CONFIG})",
+            where=folder,
+            fix="give each a directory of its own",
+        )
+    values = read_json(folder / ADAPTER_CONFIG)
+    name = values.get("base_model_name_or_path")
+    if not name:
+        raise JaxdiffError(
+            "the adapter does not say which model it was trained on",
+            where=folder / ADAPTER_CONFIG,
+            fix="set base_model_name_or_path, or attach it: attach(load(BASE), ADAPTER)",
+        )
+    base = Path(name).expanduser()
+    if base.is_dir() and (base / ADAPTER_CONFIG).is_file():
+        raise JaxdiffError(
+            f"the base {name} is an adapter itself",
+            where=folder / ADAPTER_CONFIG,
+            fix="attach one after the other: attach(attach(load(BASE), FIRST), SECOND)",
+        )
+    return Base(name, values.get("revision"))
+
+
+def adapter_file(folder: Path) -> Path:
+    """Returns the file with the tensors of an adapter.
+
+    Raises:
+        JaxdiffError: If there is none.
+    """
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise JaxdiffError(
+            f"there is no {ADAPTER_WEIGHTS}",
+            where=folder,
+            fix="an adapter_model.bin is not read: open it with PEFT and save_pretrained it again",
+        )
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
@@ -102,17 +160,24 @@ def fingerprint(name_or_path: str | Path, *, revision: str | None = None) -> str
     """Returns a hash of a model's config and weights; 16 hex digits.
 
     A hub model is identified by its resolved commit with the names and sizes of its files; a local
-    one by the contents of its files, which are all read.
+    one by the contents of its files, which are all read. An adapter is identified by its own files
+    and its base.
 
     Raises:
         JaxdiffError: If the model is not there or incomplete.
     """
     folder = resolve(name_or_path, revision=revision)
-    files = [folder / CONFIG, *weight_files(folder)]
+    base = adapter_base(folder)
+    if base is None:
+        files = [folder / CONFIG, *weight_files(folder)]
+    else:
+        files = [folder / ADAPTER_CONFIG, adapter_file(folder)]
     if folder.parent.name == "snapshots" and _SNAPSHOT.fullmatch(folder.name):
         parts = [folder.name, *(f"{path.name} {os.path.getsize(path)}" for path in files)]
     else:
         parts = [hash_files(folder, path.name) for path in files]
+    if base is not None:
+        parts.append(fingerprint(base.name, revision=base.revision))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -15,12 +15,21 @@ from jax.typing import DTypeLike
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import _weights
-from jaxdiff.models._files import CONFIG, WEIGHTS, read_json, resolve, weight_files
+from jaxdiff.models._files import (
+    CONFIG,
+    WEIGHTS,
+    Base,
+    adapter_base,
+    read_json,
+    resolve,
+    weight_files,
+)
 from jaxdiff.models._lm import LM, abstract
 from jaxdiff.models._mapping import sources
 from jaxdiff.models._report import LoadReport
 from jaxdiff.models._report import report as make_report
 from jaxdiff.models._sharding import shardings
+from jaxdiff.models.adapters import adapted_spec, adapter_report, attach
 from jaxdiff.models.architecture import Architecture
 from jaxdiff.models.registry import architecture
 from jaxdiff.models.spec import ModelConfig
@@ -38,10 +47,12 @@ def load(
 ) -> LM:
     """Loads a model from a directory or the Hugging Face hub.
 
-    What became of each tensor is logged in one line; `load_report` says it without loading.
+    Of an adapter, the base that it names is loaded, and the adapter is merged into it. What became
+    of each tensor is logged in one line; `load_report` says it without loading.
 
     Args:
-        name_or_path: Directory with config.json and safetensors, or hub name.
+        name_or_path: Directory with config.json and safetensors, or hub name; or those of an
+            adapter (`attach`).
         dtype: Dtype of the parameters, and so of the activations: float32 or bfloat16.
         mesh: Mesh to split large matrices over; each device gets only its own part of a file. The
             default device holds all when None.
@@ -60,6 +71,9 @@ def load(
     # The config comes first: an unsupported model must not cost the download of its weights.
     spec = load_spec(name_or_path, revision=revision)
     folder = resolve(name_or_path, revision=revision)
+    if base := adapter_base(folder):
+        lm = load(base.name, dtype=dtype, mesh=mesh, revision=base.revision, stacked=stacked)
+        return attach(lm, folder)
     graphdef, shapes = abstract(spec)
     shapes = shapes if stacked else _one_tree_a_layer(shapes, spec.n_layers)
     params, report = _weights.read(
@@ -81,8 +95,16 @@ def load_report(name_or_path: str | Path, *, revision: str | None = None) -> Loa
         JaxdiffError: If the model is not there, its architecture is not supported, or files are
             missing or truncated. What does not fit the config is in the report.
     """
-    spec = load_spec(name_or_path, revision=revision)
     folder = resolve(name_or_path, revision=revision)
+    if base := adapter_base(folder):
+        its = load_report(base.name, revision=base.revision)
+        own = adapter_report(_base_spec(folder, base), folder)
+        return LoadReport(
+            consumed={**its.consumed, **own.consumed},
+            ignored={**its.ignored, **own.ignored},
+            problems=(*its.problems, *own.problems),
+        )
+    spec = load_spec(name_or_path, revision=revision)
     family = architecture(spec.architecture, where=folder)
     places = sources(family, spec.n_heads, _weights.flatten(abstract(spec)[1]))
     with _weights.opened(weight_files(folder)) as tensors:
@@ -95,7 +117,12 @@ def load_spec(name_or_path: str | Path, *, revision: str | None = None) -> Model
     Raises:
         JaxdiffError: If there is no such model, or it needs what jaxdiff does not have.
     """
-    return read_spec(resolve(name_or_path, revision=revision, weights=False))
+    folder = resolve(name_or_path, revision=revision, weights=False)
+    if base := adapter_base(folder):
+        # The names of an adapter's tensors, in the small file of its weights, say more.
+        folder = resolve(name_or_path, revision=revision)
+        return adapted_spec(_base_spec(folder, base), folder)
+    return read_spec(folder)
 
 
 def read_spec(folder: Path) -> ModelConfig:
@@ -130,6 +157,12 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    if lm.spec.lora:
+        raise JaxdiffError(
+            "the model has an adapter beside its weights, for which a model's files have no place",
+            where=directory,
+            fix="save it merged: save(merge(lm), DIRECTORY)",
+        )
     family = architecture(lm.spec.architecture, where=directory)
     config = family.config(lm.spec) | {
         "architectures": [family.hf_class],
@@ -154,6 +187,17 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
             where=directory,
             fix="free space or choose another directory; what was there before is still there",
         ) from error
+
+
+def _base_spec(folder: Path, base: Base) -> ModelConfig:
+    try:
+        return load_spec(base.name, revision=base.revision)
+    except JaxdiffError as error:
+        raise JaxdiffError(
+            f"the base of the adapter {folder} cannot be used: {error.what}",
+            where=error.where,
+            fix=f"{error.fix}; or attach the adapter to a model: attach(load(BASE), ADAPTER)",
+        ) from None
 
 
 def _one_tree_a_layer(shapes: dict[str, Any], layers: int) -> dict[str, Any]:

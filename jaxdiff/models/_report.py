@@ -62,8 +62,8 @@ def report(
             problems.append(f"twice: {name} is also there as {given[known]}")
         elif known in holds:
             consumed[name] = holds[known]
-            problems += _misfit(name, tensors[name], shapes[known])
-        elif why := _reason(known, architecture, places):
+            problems += misfit(name, tensors[name], shapes[known], "the config")
+        elif why := reason(known, architecture, places):
             ignored[name] = why
         else:
             problems.append(f"unknown: {name}")
@@ -72,15 +72,16 @@ def report(
     return LoadReport(consumed, ignored, (*missing, *problems))
 
 
-def _misfit(name: str, tensor: Any, shape: tuple[int, ...]) -> list[str]:
+def misfit(name: str, tensor: Any, shape: tuple[int, ...], judge: str) -> list[str]:
+    """Returns a line if a tensor has another shape than its judge says, or is no float."""
     if tuple(tensor.get_shape()) != shape:
-        return [f"shape: {name} is {tensor.get_shape()}, the config says {list(shape)}"]
+        return [f"shape: {name} is {tensor.get_shape()}, {judge} says {list(shape)}"]
     if tensor.get_dtype() not in _FLOATS:
         return [f"dtype: {name} is {tensor.get_dtype()}, no plain float"]
     return []
 
 
-def _reason(name: str, architecture: Architecture, places: Mapping[str, Source]) -> str | None:
+def reason(name: str, architecture: Architecture, places: Mapping[str, Source]) -> str | None:
     """Returns why a tensor may be left out, or None."""
     heads = [row.hf for row in architecture.rows if "unembedding" in row.paths]
     if "unembedding" not in places and name in heads:
