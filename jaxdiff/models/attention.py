@@ -23,12 +23,17 @@ class Context(NamedTuple):
         sequences: Document of each token, `[B, T]`, or None when a row is one document.
         key_sequences: The same of the keys, `[B, S]`; as `sequences` without a cache.
         start: Column of the first token in the cache; None without a cache.
+        positions: Position of each token in its text, `[B, T]`, where windows count tokens and
+            columns have gaps; None where columns have none.
+        key_positions: The same of the keys, `[B, S]`.
     """
 
     rotations: tuple[tuple[Array, Array], ...]
     sequences: HostOrDevice | None
     key_sequences: HostOrDevice | None
     start: Array | None = None
+    positions: Array | None = None
+    key_positions: Array | None = None
 
 
 class Layer(NamedTuple):
@@ -176,7 +181,11 @@ def _allowed(t: int, s: int, context: Context, window: Int[Array, ""] | int | No
     back = queries - jnp.arange(s)[None, :]
     allowed = (back >= 0)[None]
     if window is not None:
-        allowed &= (back < window)[None]
+        if context.positions is not None and context.key_positions is not None:
+            back = context.positions[:, :, None] - context.key_positions[:, None, :]
+        else:
+            back = back[None]
+        allowed &= back < window
     if context.sequences is not None and context.key_sequences is not None:
         allowed &= context.sequences[:, :, None] == context.key_sequences[:, None, :]
     return allowed
