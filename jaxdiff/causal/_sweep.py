@@ -118,7 +118,7 @@ def _sweep(
         layers = jnp.asarray([int(layer)])
     edit = _in_any_layer(edit)
     if layers is None:
-        out = jax.lax.map(
+        out = _mapped(
             lambda own: _cells(lm, tokens, edit, fixed, own, metric, sequences, positions), chunks
         )
         scores = _unchunk(out, count)
@@ -128,7 +128,7 @@ def _sweep(
         def at_layer(number: Array) -> Any:
             start = jax.lax.dynamic_index_in_dim(clean, number, 0, keepdims=False)
             here = replace(edit, layers=number)
-            out = jax.lax.map(
+            out = _mapped(
                 lambda own: _cells(
                     lm, tokens, here, fixed, own, metric, sequences, positions, (start, number)
                 ),
@@ -189,6 +189,11 @@ def _chunked(leaves: dict[str, Array], count: int, chunk: int) -> dict[str, Arra
     chunk = math.ceil(count / math.ceil(count / chunk))
     places = np.minimum(np.arange(math.ceil(count / chunk) * chunk), count - 1)
     return {name: leaf[places].reshape(-1, chunk, *leaf.shape[1:]) for name, leaf in leaves.items()}
+
+
+def _mapped(f: Callable[[dict[str, Array]], Any], chunks: dict[str, Array]) -> Any:
+    """Maps over chunks; where nothing but the layer is swept, there is one cell without leaves."""
+    return jax.lax.map(f, chunks) if chunks else jax.tree.map(lambda x: x[None], f(chunks))
 
 
 def _unchunk(out: Any, count: int) -> Any:

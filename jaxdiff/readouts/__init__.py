@@ -9,6 +9,21 @@ from typing import TYPE_CHECKING
 from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
+    from jaxdiff.readouts._compare import compare as compare
+    from jaxdiff.readouts._compare import Divergence as Divergence
+    from jaxdiff.readouts._compare import Comparison as Comparison
+    from jaxdiff.readouts._compare import Alignment as Alignment
+    from jaxdiff.readouts._decompose import decompose as decompose
+    from jaxdiff.readouts._direct import direct_logit_attribution as direct_logit_attribution
+    from jaxdiff.readouts._logit_lens import Lens as Lens
+    from jaxdiff.readouts._logit_lens import logit_lens as logit_lens
+    from jaxdiff.readouts._parts import Parts as Parts
+    from jaxdiff.readouts._patchscope import Affine as Affine
+    from jaxdiff.readouts._patchscope import patchscope as patchscope
+    from jaxdiff.readouts._patchscope import patchscope_generate as patchscope_generate
+    from jaxdiff.readouts._reading import Reader as Reader
+    from jaxdiff.readouts._reading import Reading as Reading
+    from jaxdiff.readouts._show import show as show
     from jaxdiff.readouts.metrics import KL as KL
     from jaxdiff.readouts.metrics import Entropy as Entropy
     from jaxdiff.readouts.metrics import Logit as Logit
@@ -18,13 +33,28 @@ if TYPE_CHECKING:
     from jaxdiff.readouts.metrics import Probability as Probability
 
 _HOMES = {
+    "compare": "_compare",
+    "Divergence": "_compare",
+    "Comparison": "_compare",
+    "Alignment": "_compare",
+    "Affine": "_patchscope",
     "Entropy": "metrics",
     "KL": "metrics",
+    "Lens": "_logit_lens",
     "LogProb": "metrics",
     "Logit": "metrics",
     "LogitDifference": "metrics",
     "Metric": "metrics",
+    "Parts": "_parts",
     "Probability": "metrics",
+    "Reader": "_reading",
+    "Reading": "_reading",
+    "decompose": "_decompose",
+    "direct_logit_attribution": "_direct",
+    "logit_lens": "_logit_lens",
+    "patchscope": "_patchscope",
+    "patchscope_generate": "_patchscope",
+    "show": "_show",
 }
 
 __all__ = list(_HOMES)

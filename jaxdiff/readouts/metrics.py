@@ -103,13 +103,14 @@ class Entropy:
 def divergence(log_p: Float[Array, "*B V"], log_q: Float[Array, "*B V"]) -> Float[Array, "*B"]:
     """Returns `KL(p || q)` of log-probabilities; what p never says adds nothing."""
     p = jnp.exp(log_p)
-    return jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0.0), axis=-1)
+    # Not p > 0, which would hide NaN; chosen before the product, whose gradient would be NaN.
+    return jnp.sum(p * jnp.where(p == 0, 0.0, log_p - log_q), axis=-1)
 
 
 def entropy(log_p: Float[Array, "*B V"]) -> Float[Array, "*B"]:
     """Returns the entropy of log-probabilities."""
     p = jnp.exp(log_p)
-    return -jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)
+    return -jnp.sum(p * jnp.where(p == 0, 0.0, log_p), axis=-1)
 
 
 def _log_softmax(logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:

@@ -81,3 +81,10 @@ def test_probabilities_of_zero_are_no_nan():
 def test_a_token_that_does_not_exist_shows():
     found = readouts.LogProb(np.array([1, 11, 2]))(jnp.asarray(LOGITS))
     assert np.isnan(found).tolist() == [False, True, False]
+
+
+def test_nan_is_never_hidden():
+    logits = jnp.asarray(LOGITS).at[1, 4].set(jnp.nan)
+    for metric in (readouts.Entropy(), readouts.KL(OTHER), readouts.LogProb(0)):
+        assert np.isnan(metric(logits)).tolist() == [False, True, False]
+    assert np.isnan(readouts.KL(logits)(jnp.asarray(OTHER))).tolist() == [False, True, False]
