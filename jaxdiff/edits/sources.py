@@ -71,14 +71,14 @@ class FromWorld:
     `other @ weight.T + bias`.
 
     Attributes:
+        world: Number of the model.
         weight: `[D, width of the other]`; none when None.
         bias: `[D]`; none when None.
-        world: Number of the model.
     """
 
+    world: int = field(default=0, metadata={"static": True})
     weight: Any = None
     bias: Any = None
-    world: int = field(default=0, metadata={"static": True})
 
     def __call__(self, value: Array, at: At) -> Array:
         """Returns the other model's value."""

@@ -1,0 +1,173 @@
+"""Sweeps against one forward pass a cell."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.causal import sweep
+from jaxdiff.edits import Add, PerLayer, Scale, Set, edit
+from jaxdiff.errors import JaxdiffError
+from jaxdiff.models import run, traces, unstack
+from jaxdiff.readouts import LogitDifference
+
+SITE = "blocks.*.resid_post"
+
+
+def metric(logits):
+    return logits[:, 3] - logits[:, 5]
+
+
+@pytest.fixture(scope="module")
+def source(llama, clean):
+    return run(llama, clean, (SITE,), logits=False)[1][SITE]
+
+
+def _one(lm, tokens, *edits, **keywords):
+    return metric(run(lm, tokens, (), edits, logits="last", **keywords)[0])
+
+
+def test_layers_by_positions_equal_one_pass_a_cell(lm, clean, corrupt):
+    source = run(lm, clean, (SITE,), logits=False)[1][SITE]
+    over = {"layers": np.arange(4), "positions": np.arange(7)}
+    scores = sweep(lm, corrupt, edit(SITE, PerLayer(Set(source))), metric, over)
+    assert scores.shape == (4, 7, 2)
+    for i, p in itertools.product(range(4), range(7)):
+        here = edit(f"blocks.{i}.resid_post", Set(source[i]), positions=np.array(p))
+        np.testing.assert_allclose(
+            scores[i, p], _one(lm, corrupt, here), atol=1e-5, err_msg=f"{i} {p}"
+        )
+    assert np.std(scores) > 1e-3
+
+
+def test_axes_come_in_the_order_asked_for_and_chunks_do_not_matter(llama, corrupt, source):
+    asked = edit(SITE, PerLayer(Set(source)))
+    a = sweep(llama, corrupt, asked, metric, {"layers": [0, 2], "positions": np.arange(7)})
+    for memory in (1, 60_000):
+        b = sweep(
+            llama,
+            corrupt,
+            asked,
+            metric,
+            {"positions": np.arange(7), "layers": [0, 2]},
+            memory=memory,
+        )
+        np.testing.assert_allclose(np.swapaxes(b, 0, 1), a, atol=1e-5)
+
+
+def test_other_values_are_the_same_program(llama, corrupt, source):
+    asked = edit(SITE, PerLayer(Set(source)))
+
+    def go(layers, positions, source):
+        over = {"layers": np.array(layers), "positions": np.array(positions)}
+        return sweep(llama, corrupt, edit(SITE, PerLayer(Set(source))), metric, over)
+
+    first = go([0, 1], [2, 3, 4], source)
+    before = traces("sweep")
+    assert not np.allclose(go([3, 2], [0, 6, -1], -source), first)
+    assert traces("sweep") == before
+    del asked
+
+
+def test_heads(llama, corrupt):
+    over = {"heads": np.arange(4), "layers": np.arange(4)}
+    scores = sweep(llama, corrupt, edit("blocks.*.attn.z", Set(0.0)), metric, over)
+    for h, i in itertools.product(range(4), range(4)):
+        one = _one(llama, corrupt, edit(f"blocks.{i}.attn.z", Set(0.0), heads=np.array(h)))
+        np.testing.assert_allclose(scores[h, i], one, atol=1e-5)
+
+
+def test_strengths_and_vectors_at_one_site(llama, corrupt):
+    vectors = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
+    strengths = np.array([0.5, -2.0], np.float32)
+    asked = edit("blocks.2.attn_out", Add(vectors[0]), positions=-1)
+    over = {"op.vector": vectors, "op.strength": strengths}
+    scores = sweep(llama, corrupt, asked, metric, over)
+    for (v, vector), (s, strength) in itertools.product(enumerate(vectors), enumerate(strengths)):
+        one = edit("blocks.2.attn_out", Add(vector, strength), positions=-1)
+        np.testing.assert_allclose(scores[v, s], _one(llama, corrupt, one), atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["embed", SITE, "final_norm", "blocks.*.mlp.post"])
+def test_sites_outside_of_one_layer(llama, corrupt, site):
+    scores = sweep(llama, corrupt, edit(site, Scale(1.0)), metric, {"op.by": [0.5, 1.0]})
+    np.testing.assert_allclose(scores[1], _one(llama, corrupt), atol=1e-5)
+    np.testing.assert_allclose(
+        scores[0], _one(llama, corrupt, edit(site, Scale(np.float32(0.5)))), atol=1e-5
+    )
+
+
+def test_other_edits_apply_to_every_cell_and_to_their_own_rows(llama, corrupt):
+    others = (
+        edit("blocks.1.mlp_out", Set(0.0), rows=1),
+        edit("blocks.*.attn.z", Scale(0.5), heads=2),
+        edit("embed", Scale(2.0), positions=0),
+    )
+    asked = edit(SITE, Scale(0.0))
+    over = {"layers": np.arange(4), "positions": [0, 5]}
+    scores = sweep(llama, corrupt, asked, metric, over, edits=others)
+    for i, (p, position) in itertools.product(range(4), enumerate([0, 5])):
+        here = edit(f"blocks.{i}.resid_post", Scale(0.0), positions=position)
+        np.testing.assert_allclose(
+            scores[i, p], _one(llama, corrupt, *others, here), atol=1e-5, err_msg=f"{i} {p}"
+        )
+
+
+def test_padded_rows_are_measured_at_their_last_token(llama, corrupt):
+    sequences = np.array([[0] * 7, [0] * 4 + [-1] * 3], np.int32)
+    asked = edit(SITE, Set(0.0), positions=-1)
+    scores = sweep(llama, corrupt, asked, metric, {"layers": np.arange(4)}, sequences=sequences)
+    short = sweep(
+        llama, corrupt[1:, :4], edit(SITE, Set(0.0), positions=3), metric, {"layers": np.arange(4)}
+    )
+    np.testing.assert_allclose(scores[:, 1], short[:, 0], atol=1e-5)
+
+
+def test_metrics_with_leaves_and_several_results(llama, corrupt):
+    asked = edit("blocks.*.attn_out", Set(0.0))
+    over = {"layers": np.arange(4)}
+    scores = sweep(llama, corrupt, asked, LogitDifference(3, 5), over)
+    before = traces("sweep")
+    other = sweep(llama, corrupt, asked, LogitDifference(1, 2), over)
+    assert traces("sweep") == before and not np.allclose(scores, other)
+    both = sweep(llama, corrupt, asked, lambda y: {"first": y[:, 0], "all": y}, over)
+    assert both["all"].shape == (4, 2, 24)
+    np.testing.assert_array_equal(both["first"], both["all"][..., 0])
+
+
+def test_weights_apart_give_the_same(llama, corrupt, source):
+    asked, over = edit(SITE, PerLayer(Set(source))), {"layers": np.arange(4), "positions": [1, 4]}
+    np.testing.assert_allclose(
+        sweep(unstack(llama), corrupt, asked, metric, over),
+        sweep(llama, corrupt, asked, metric, over),
+        atol=1e-5,
+    )
+
+
+def test_blocks_before_the_edit_run_once_for_all_cells(llama, corrupt, source):
+    """Trip counts of the loops over blocks depend on the layer: half of the work."""
+    asked, over = edit(SITE, PerLayer(Set(source))), {"layers": np.arange(4)}
+    text = str(jax.make_jaxpr(lambda t: sweep(llama, t, asked, metric, over))(jnp.asarray(corrupt)))
+    assert text.count("while[") >= 2
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"layers": [4]}, "outside of the model"),
+        ({"positions": [7]}, "outside of the model"),
+        ({"op.strength": [1.0]}, "no leaf called op.strength"),
+        ({"layers": []}, "no axis"),
+        ({"positions": 3}, "no axis"),
+    ],
+)
+def test_bad_axes_are_refused(llama, corrupt, over, message):
+    with pytest.raises(JaxdiffError, match=message):
+        sweep(llama, corrupt, edit(SITE, Set(0.0)), metric, over)
+
+
+def test_layers_of_one_site_are_refused(llama, corrupt):
+    with pytest.raises(JaxdiffError, match="at a `\\*` site only"):
+        sweep(llama, corrupt, edit("blocks.1.mlp_out", Set(0.0)), metric, {"layers": [1]})
