@@ -113,7 +113,7 @@ def find(
         places = held[says.tensor]
         if not says.factor:
             replaced[name] = places
-            problems += misfit(name, tensors[name], places[0].source.shape, "the base")
+            problems += misfit(name, tensors[name], places[0].source.shape, "the base has")
         elif wrong := _wrong(says, given, tensors, config, places[0].source):
             problems += wrong
         elif says.factor == "A":
@@ -154,7 +154,7 @@ def _wrong(
     inputs, outputs = source.shape if source.transposed ^ says.embedding else source.shape[::-1]
     rank = config.rank(says.module)
     shape = (rank, inputs) if says.factor == "A" else (outputs, rank)
-    return misfit(name, tensors[name], shape, f"{says.tensor} and rank {rank}")
+    return misfit(name, tensors[name], shape, f"{says.tensor} and rank {rank} want")
 
 
 def _missing(

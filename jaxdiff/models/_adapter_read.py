@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import _adapter_names as names
-from jaxdiff.models._adapter_config import read_config
+from jaxdiff.models._adapter_config import AdapterConfig, read_config
 from jaxdiff.models._files import adapter_file
 from jaxdiff.models._low_rank import LowRank
 from jaxdiff.models._mapping import Index, Source, sources
@@ -56,8 +56,9 @@ def read_changes(
             match the model, or has numbers that are not finite.
     """
     changes = Changes(defaultdict(dict), defaultdict(dict))
+    config = read_config(folder)
     with opened([adapter_file(folder)]) as tensors:
-        found = _find(spec, flat, tensors, folder)
+        found = _find(spec, flat, tensors, config, folder)
         check_names(found.report, folder)
         for update in found.updates:
             a, b = (tensors[name][:].astype(np.float32) for name in (update.a, update.b))
@@ -77,18 +78,23 @@ def read_changes(
 
 def read_report(spec: ModelConfig, flat: Mapping[str, Any], folder: Path) -> LoadReport:
     """Returns what `read_changes` would do with every tensor; reads no weights."""
+    config = read_config(folder)
     with opened([adapter_file(folder)]) as tensors:
-        return _find(spec, flat, tensors, folder).report
+        return _find(spec, flat, tensors, config, folder).report
 
 
 def _find(
-    spec: ModelConfig, flat: Mapping[str, Any], tensors: Mapping[str, Any], folder: Path
+    spec: ModelConfig,
+    flat: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    config: AdapterConfig,
+    folder: Path,
 ) -> names.Found:
     family = architecture(spec.architecture, where=folder)
     # An adapter may change the unembedding alone, also where it is the embedding.
     shapes = {"unembedding": flat["embedding"]} | dict(flat)
     shapes = {path: leaf for path, leaf in shapes.items() if ".lora_" not in path}
-    return names.find(tensors, read_config(folder), family, sources(family, spec.n_heads, shapes))
+    return names.find(tensors, config, family, sources(family, spec.n_heads, shapes))
 
 
 def _outputs(source: Source, tensor: np.ndarray) -> np.ndarray:

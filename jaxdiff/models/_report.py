@@ -62,7 +62,7 @@ def report(
             problems.append(f"twice: {name} is also there as {given[known]}")
         elif known in holds:
             consumed[name] = holds[known]
-            problems += misfit(name, tensors[name], shapes[known], "the config")
+            problems += misfit(name, tensors[name], shapes[known], "the config says")
         elif why := reason(known, architecture, places):
             ignored[name] = why
         else:
@@ -72,10 +72,10 @@ def report(
     return LoadReport(consumed, ignored, (*missing, *problems))
 
 
-def misfit(name: str, tensor: Any, shape: tuple[int, ...], judge: str) -> list[str]:
-    """Returns a line if a tensor has another shape than its judge says, or is no float."""
+def misfit(name: str, tensor: Any, shape: tuple[int, ...], wants: str) -> list[str]:
+    """Returns a line if a tensor is no float, or its shape is none that something `wants`."""
     if tuple(tensor.get_shape()) != shape:
-        return [f"shape: {name} is {tensor.get_shape()}, {judge} says {list(shape)}"]
+        return [f"shape: {name} is {tensor.get_shape()}, {wants} {list(shape)}"]
     if tensor.get_dtype() not in _FLOATS:
         return [f"dtype: {name} is {tensor.get_dtype()}, no plain float"]
     return []
