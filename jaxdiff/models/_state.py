@@ -64,7 +64,7 @@ def empty(lm: LM, mask: Bool[Array, "B T"], sampling: Sampling, capacity: int) -
     """Returns the state before the first text, which has tokens where the mask says."""
     rows, columns = mask.shape
     spec, dtype = lm.spec, lm.params["embedding"].dtype
-    shape = (rows, capacity, spec.n_kv_heads, spec.head_dim)
+    shape = (rows, spec.n_kv_heads, capacity, spec.head_dim)
 
     def cache(*layers: int) -> Cache:
         return Cache(*(jnp.zeros((*layers, *shape), dtype) for _ in range(2)))

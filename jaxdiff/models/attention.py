@@ -49,10 +49,13 @@ class Layer(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys (rotated) and values of one layer, at the columns of a row."""
+    """Keys (rotated) and values of one layer, at the columns of a row.
 
-    k: Float[Array, "B S K h"]
-    v: Float[Array, "B S K h"]
+    Heads come before columns: as products over heads read them, so that no step moves a cache.
+    """
+
+    k: Float[Array, "B K S h"]
+    v: Float[Array, "B K S h"]
 
 
 class Attention(nnx.Module):
@@ -111,15 +114,16 @@ class Attention(nnx.Module):
         if context.rotations:
             cos, sin = _rotation(context, layer)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         if cache is not None:
             assert context.start is not None
-            at = (0, context.start, 0, 0)
+            at = (0, 0, context.start, 0)
             cache = Cache(
                 jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at),
                 jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at),
             )
             k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
-        allowed = _allowed(q.shape[1], k.shape[1], context, layer.window)
+        allowed = _allowed(q.shape[1], k.shape[2], context, layer.window)
         z = (_fused if fused else _plain)(spec, q, k, v, allowed, tap)
         z = tap("attn.z", z)
         return tap("attn.out", self.o(z.reshape(*z.shape[:2], -1))), cache
@@ -136,13 +140,13 @@ def _plain(
 ) -> Float[Array, "B T H h"]:
     b, t, heads, width = q.shape
     q = q.reshape(b, t, spec.n_kv_heads, heads // spec.n_kv_heads, width)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("btkgh,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
     scores = softcap(scores * spec.attention_scale, spec.attention_softcap)
     scores = tap("attn.scores", scores.reshape(b, heads, t, -1))
     scores = jnp.where(allowed[:, None], scores, jnp.finfo(jnp.float32).min)
     pattern = tap("attn.pattern", jax.nn.softmax(scores, axis=-1).astype(v.dtype))
     pattern = pattern.reshape(b, spec.n_kv_heads, -1, *pattern.shape[2:])
-    return jnp.einsum("bkgts,bskh->btkgh", pattern, v).reshape(b, t, heads, width)
+    return jnp.einsum("bkgts,bksh->btkgh", pattern, v).reshape(b, t, heads, width)
 
 
 def _fused(
@@ -152,8 +156,8 @@ def _fused(
     cudnn = jax.default_backend() == "gpu" and q.dtype != jnp.float32
     return jax.nn.dot_product_attention(
         q,
-        k,
-        v,
+        jnp.swapaxes(k, 1, 2),
+        jnp.swapaxes(v, 1, 2),
         mask=allowed[:, None],
         scale=spec.attention_scale,
         implementation="cudnn" if cudnn else "xla",
