@@ -18,7 +18,7 @@ import tempfile
 from rich.console import Console
 
 from goals import OURS, Goal, Rows, fastest, goals
-from harness import machine
+from harness import machine, timing
 from harness.measure import Row, measure
 from harness.workers import Failed, Worker
 from subjects import SHAPES, make_inputs, write_models
@@ -90,6 +90,7 @@ def _run(
             for library, target in libraries.items():
                 try:
                     workers[library] = Worker(target, subject)
+                    console.print(_started(library, workers[library]))
                 except Failed as error:
                     console.print(f"[red]{library}: {error}")
             for case in cases(shape):
@@ -102,6 +103,13 @@ def _run(
     reached = goals(rows, name)
     show_goals(console, reached)
     return _record(workers, rows, reached)
+
+
+def _started(library: str, worker: Worker) -> str:
+    return (
+        f"{library}: imported in {worker.import_seconds:.1f} s, "
+        f"both models loaded in {worker.load_seconds:.1f} s"
+    )
 
 
 def _record(workers: dict[str, Worker], rows: Rows, reached: list[Goal]) -> dict[str, object]:
@@ -128,6 +136,9 @@ def _row(row: Row, ours: Row | None) -> dict[str, object]:
     record |= {"compiled": row.compiled, "recompiled": row.recompiled}
     if row.warm is not None and row.plan is not None:
         record |= row.warm._asdict() | {"warmups": row.plan.warmups}
+        record["total_s"] = {
+            calls: timing.total(row.first, row.warm.median, calls) for calls in (1, 10, 100, 1000)
+        }
     if row.library != OURS:
         record["ours_pays_after_calls"] = break_even(row, ours)
     return record
