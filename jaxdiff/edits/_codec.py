@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxdiff.dictionaries import Dictionary, Normalization
+from jaxdiff.dictionaries.dictionary import LEAVES
 from jaxdiff.edits import latents, ops, reducers, sources, views
 from jaxdiff.edits._edit import Edit
 from jaxdiff.errors import JaxdiffError
@@ -85,7 +86,7 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
             for field in dataclasses.fields(value)
         }
         return {"class": type(value).__name__, "fields": fields}
-    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+    if isinstance(value, (jax.Array, np.ndarray, np.generic, list)):
         return _encode_array(value, path, arrays)
     raise JaxdiffError(
         f"{type(value).__name__} cannot be saved: it is no op, view or reducer of jaxdiff, and no "
@@ -144,10 +145,16 @@ def _decode_object(name: Any, fields: Any, arrays: Mapping[str, np.ndarray], use
     unknown = sorted(set(fields) - set(known))
     if unknown:
         raise _Refused(f"{name} has no field {', '.join(unknown)}")
+    missing = [n for n, f in known.items() if n not in fields and f.default is dataclasses.MISSING]
+    if missing:
+        raise _Refused(f"{name} has no {', '.join(missing)}, which it needs")
     values = {field: _decode(part, arrays, used) for field, part in fields.items()}
     for field, value in values.items():
         if known[field].metadata.get("static") and not _fits(value, _hints(kind)[field]):
             raise _Refused(f"{field} of {name} cannot be {value!r}")
+    if kind is Dictionary:
+        # Its functions take device arrays only; leaves of other classes may stay on the host.
+        values |= {field: jnp.asarray(values[field]) for field in LEAVES if field in values}
     return kind(**values)
 
 

@@ -78,9 +78,9 @@ class Edit:
 
 def edit(
     site: str,
-    op: Op,
+    op: Any,
     *,
-    view: View | None = None,
+    view: Any = None,
     layers: Selector = None,
     positions: Selector = None,
     rows: Selector = None,
@@ -96,8 +96,8 @@ def edit(
     Args:
         site: Where, by any name that `models.canonical_site` knows. `blocks.*.resid_post` is every
             block, or those that `layers` selects; `blocks.3` takes only `Skip`.
-        op: What is done: `Set`, `Add`, `Scale`, ...
-        view: What of the value the op sees, and how it is written back.
+        op: What is done, an `Op`: `Set`, `Add`, `Scale`, ...
+        view: What of the value the op sees, and how it is written back, a `models.View`.
         layers: Numbers of blocks, or a mask over them; for sites with a `*`.
         positions: Positions of tokens in their text, -1 for the last token of the row that is no
             padding; or `[B, K]`, for each row its own; or a mask `[T]` or `[B, T]` over positions.
@@ -131,10 +131,11 @@ def edit(
             where=site,
             fix="write blocks.*.… for the site, or leave layers out",
         )
-    return Edit(site, op, view, **{name: _selector(name, s, site) for name, s in given.items()})
+    numbers = {name: _selector(name, s, site) for name, s in given.items()}
+    return Edit(site, _arrays(op), _arrays(view), **numbers)
 
 
-def _check_block(site: str, op: Op, view: View | None, selectors: dict[str, Selector]) -> None:
+def _check_block(site: str, op: Any, view: Any, selectors: dict[str, Selector]) -> None:
     whole = re.fullmatch(r"blocks\.(\d+|\*)", site) is not None
     if whole != isinstance(op, Skip) or site == "blocks.*":
         raise JaxdiffError(
@@ -148,6 +149,15 @@ def _check_block(site: str, op: Op, view: View | None, selectors: dict[str, Sele
             where=site,
             fix="to skip it for some, set its attn_out and mlp_out to 0 there",
         )
+
+
+def _arrays(tree: Any) -> Any:
+    """Makes arrays of lists: as a pytree, a list would be many leaves."""
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf) if isinstance(leaf, list) else leaf,
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, list),
+    )
 
 
 def _selector(name: str, value: Selector, site: str) -> Any:

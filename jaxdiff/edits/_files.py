@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -100,6 +101,8 @@ def content_hash(items: Sequence[Item]) -> str:
     Raises:
         JaxdiffError: If one is made of classes that jaxdiff does not have.
     """
+    # A number of Python's becomes an array when it is put on a device.
+    items = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, (int, float)) else x, items)
     tree, arrays = _codec.encode(items)
     digest = hashlib.sha256(_canonical(tree).encode())
     for name, array in arrays.items():
@@ -108,7 +111,7 @@ def content_hash(items: Sequence[Item]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _array(dtype: str, shape: Sequence[int], data: bytes) -> np.ndarray:
+def _array(dtype: str, shape: Sequence[int], data: bytes | bytearray) -> np.ndarray:
     if dtype not in _DTYPES:
         raise ValueError(f"an array of {dtype}")
     # A copy, because what is made of bytes cannot be written to.

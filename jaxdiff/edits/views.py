@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.models import At
+from jaxdiff.types import HostOrDevice
 
 _view = jax.tree_util.register_dataclass
 
@@ -64,7 +65,7 @@ class Subspace:
         return _outside(wide, basis) if self.complement else _coordinates(wide, basis)
 
 
-def orthonormal(vectors: Float[Array, "D K"]) -> Float[Array, "D K"]:
+def orthonormal(vectors: Float[HostOrDevice, "D K"]) -> Float[Array, "D K"]:
     """Returns the Gram-Schmidt basis of columns, in float32.
 
     Differentiable where they are independent; a column that depends on those before it becomes 0.
