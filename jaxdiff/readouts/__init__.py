@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
-    from jaxdiff.readouts._compare import compare as compare
-    from jaxdiff.readouts._compare import Divergence as Divergence
-    from jaxdiff.readouts._compare import Comparison as Comparison
     from jaxdiff.readouts._compare import Alignment as Alignment
+    from jaxdiff.readouts._compare import Comparison as Comparison
+    from jaxdiff.readouts._compare import Divergence as Divergence
+    from jaxdiff.readouts._compare import compare as compare
     from jaxdiff.readouts._decompose import decompose as decompose
     from jaxdiff.readouts._direct import direct_logit_attribution as direct_logit_attribution
     from jaxdiff.readouts._logit_lens import Lens as Lens

@@ -75,9 +75,9 @@ class HeadParts:
     direction: Any
     spec: ModelConfig = field(metadata={"static": True})
 
-    def __call__(self, z: Float[Array, "B T H h"], at: At) -> tuple[Array, Array]:
+    def __call__(self, value: Float[Array, "B T H h"], at: At) -> tuple[Array, Array]:
         """Returns heads `[B, P, H]` or `[B, P, H, D]`, and biases `[B, P]` or `[B, P, D]`."""
-        z = at_positions(z, self.positions, at).astype(jnp.float32)
+        z = at_positions(value, self.positions, at).astype(jnp.float32)
         weight, bias, norm = self._own(at.layer)
         bias = jnp.broadcast_to(bias, (*z.shape[:-2], bias.shape[-1]))
         scale = None

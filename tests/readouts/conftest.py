@@ -84,6 +84,12 @@ def lm(request) -> LM:
     return make(request.param)
 
 
+@pytest.fixture(scope="session", params=["gemma2", "gpt2"])
+def some(request) -> LM:
+    """For what depends little on the architecture."""
+    return make(request.param)
+
+
 @pytest.fixture(scope="session")
 def llama() -> LM:
     return make("llama")

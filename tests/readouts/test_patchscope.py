@@ -24,26 +24,26 @@ def _by_hand(source, target, source_tokens, target_tokens, cell, rows, through=l
     return run(target, target_tokens[rows[1]][None], (), (put,), logits="last")[0][0]
 
 
-def test_every_pair_of_layers_is_a_run_by_hand(lm, tokens, target_tokens):
+def test_every_pair_of_layers_is_a_run_by_hand(some, tokens, target_tokens):
     found = readouts.patchscope(
-        lm, tokens, target_tokens, source_positions=[2, 4], target_positions=1,
+        some, tokens, target_tokens, source_positions=[2, 4], target_positions=1,
         source_layers=[2, 0], target_layers=[1, 2], k=3, targets=[5, 6], logits=True,
     )  # fmt: skip
     assert found.logits.shape == (2, 2, 2, 26) and found.tokens.shape == (2, 2, 2, 3)
     for s, t, b in ((0, 0, 1), (1, 0, 0), (0, 1, 0)):
         cell = ([2, 0][s], [1, 2][t], [2, 4][b], 1)
-        expected = _by_hand(lm, lm, tokens, target_tokens, cell, (b, b))
+        expected = _by_hand(some, some, tokens, target_tokens, cell, (b, b))
         np.testing.assert_allclose(found.logits[s, t, b], expected, rtol=1e-4, atol=2e-5)
         log_p = np.asarray(jax.nn.log_softmax(expected))
         np.testing.assert_allclose(found.log_prob[s, t, b], log_p[[5, 6][b]], rtol=1e-4, atol=2e-5)
         np.testing.assert_array_equal(found.tokens[s, t, b], np.argsort(-log_p)[:3])
 
 
-def test_putting_back_what_was_there_changes_nothing(lm, tokens):
-    logits = run(lm, tokens, logits="last")[0]
+def test_putting_back_what_was_there_changes_nothing(some, tokens):
+    logits = run(some, tokens, logits="last")[0]
     for position in (-1, 2):
         found = readouts.patchscope(
-            lm, tokens, tokens, source_positions=position, target_positions=position, logits=True
+            some, tokens, tokens, source_positions=position, target_positions=position, logits=True
         )
         assert found.logits.shape == (3, 2, 26)
         expected = np.broadcast_to(logits, (3, 2, 26))
@@ -92,26 +92,26 @@ def test_across_models_through_an_affine_map(llama, gpt2, tokens, target_tokens)
         lambda x: affine.weight @ x + affine.bias,
     )  # fmt: skip
     np.testing.assert_allclose(found.logits[2, 1], expected, rtol=1e-4, atol=2e-5)
-    steer = edits.edit("blocks.0.resid_post", edits.Add(np.ones(16, np.float32)))
+    steer = edits.edit("blocks.0.resid_post", edits.Add(rng.normal(0, 1, 16).astype(np.float32)))
     other = readouts.patchscope(
         llama, tokens, target_tokens, target=gpt2, through=affine, edits=(steer,), logits=True
     )
     assert np.abs(other.logits[1] - found.logits[1]).max() > 1e-3
 
 
-def test_generation_goes_on_from_the_patched_prompt(lm, tokens, target_tokens):
+def test_generation_goes_on_from_the_patched_prompt(gemma2, tokens, target_tokens):
     """Token by token, as full runs of the growing text under the same edit of the prompt."""
     found = readouts.patchscope_generate(
-        lm, tokens, target_tokens, 3, source_layers=[0, 2], target_layers=[1, 2],
+        gemma2, tokens, target_tokens, 3, source_layers=[0, 2], target_layers=[1, 2],
         source_positions=[2, 4], target_positions=[1, 3], stop=(),
     )  # fmt: skip
     assert found.shape == (2, 2, 2, 3)
-    hidden = run(lm, tokens, (SITE,), logits=False)[1][SITE]
+    hidden = run(gemma2, tokens, (SITE,), logits=False)[1][SITE]
     for s, t, b in ((0, 0, 1), (1, 1, 0)):
         value = hidden[[0, 2][s], b, [2, 4][b]]
         put = edits.edit(f"blocks.{t + 1}.resid_post", edits.Set(value), positions=[1, 3][b])
         text = target_tokens[b].tolist() + np.asarray(found[s, t, b]).tolist()
-        logits = run(lm, np.array([text[:-1]], np.int32), (), (put,))[0][0]
+        logits = run(gemma2, np.array([text[:-1]], np.int32), (), (put,))[0][0]
         assert np.argmax(logits[3:], -1).tolist() == text[4:]
 
 
