@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -46,9 +45,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"jaxdiff: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader, `head` for instance, has seen enough; at exit Python would flush once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0  # The reader, `head` for instance, has seen enough.
     except OSError as error:
         print(f"jaxdiff: {error.strerror or error}\n  where: {error.filename}", file=sys.stderr)
         return 2

@@ -75,7 +75,11 @@ def golden() -> Path:
 def site_gradients():
     """Differentiates the mean log-probability of the next tokens with respect to sites."""
 
-    @functools.partial(jax.jit, static_argnames="wanted")
+    @functools.partial(
+        jax.jit,
+        static_argnames="wanted",
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
     def gradients(lm, tokens, wanted):
         def score(added):
             edits = tuple(edit(site, Add(delta)) for site, delta in added.items())
