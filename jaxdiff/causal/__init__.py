@@ -6,17 +6,25 @@ from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
     from jaxdiff.causal._attribution import attribute as attribute
+    from jaxdiff.causal._das import Alignment as Alignment
+    from jaxdiff.causal._das import Interchanges as Interchanges
+    from jaxdiff.causal._das import das as das
     from jaxdiff.causal._paths import attribute_edges as attribute_edges
     from jaxdiff.causal._paths import patch_paths as patch_paths
     from jaxdiff.causal._sweep import sweep as sweep
+    from jaxdiff.causal._training import train_edits as train_edits
 
 _HOMES = {
+    "Alignment": "_das",
+    "Interchanges": "_das",
     "attribute": "_attribution",
     "attribute_edges": "_paths",
+    "das": "_das",
     "patch_paths": "_paths",
     "sweep": "_sweep",
+    "train_edits": "_training",
 }
 
-__all__ = ["attribute", "attribute_edges", "patch_paths", "sweep"]
+__all__ = sorted(_HOMES)
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)
