@@ -25,6 +25,7 @@ from jaxdiff.models import (
     load_spec,
     merge,
     run,
+    run_together,
     save,
 )
 from jaxdiff.models._weights import flatten
@@ -341,6 +342,16 @@ def test_a_second_adapter_is_added_to_the_first(case):
         attach(twice, adapter, merge=False)
 
 
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_base_and_its_adapter_run_together(case, stacked):
+    base, adapter, _ = case("gpt2")
+    lm = load(base, stacked=stacked)
+    both = (lm, attach(lm, adapter, merge=False))
+    tokens = _tokens(lm)
+    for model, logits in zip(both, run_together(both, tokens).logits, strict=True):
+        _close(run(model, tokens)[0], logits, atol=1e-5)
+
+
 def test_a_model_can_be_trained_with_an_adapter(case):
     base, adapter, _ = case("gpt2")
     spec = attach(load(base), adapter, merge=False).spec
@@ -373,7 +384,9 @@ def test_names_of_a_directory(case, tmp_path):
     moved = shutil.copytree(merged, tmp_path / "base")
     _configure(copy, lora_alpha=1, base_model_name_or_path=str(moved))
     marks.add(fingerprint(copy))
-    assert len(marks) == 6
+    shutil.copy(base / "model.safetensors", moved)
+    marks.add(fingerprint(copy))
+    assert len(marks) == 7
 
 
 def _configure(folder, **changes):
