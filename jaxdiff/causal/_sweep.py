@@ -1,7 +1,6 @@
 """Sweeps: one program for a grid of edits over layers, positions, heads, sources and strengths."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -11,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxdiff.causal._cells import cells_of, grid, with_axes
+from jaxdiff.causal._cell_runs import Base, chunked, clean_run, from_layer, whole
+from jaxdiff.causal._cells import grid, with_axes
 from jaxdiff.edits import Edit
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models import LM, ModelConfig, Tap, stack
+from jaxdiff.models import LM, ModelConfig, stack
 from jaxdiff.models._check import checked
-from jaxdiff.models._forward import Visitor, between_layers
-from jaxdiff.models._run import embed, forward, unembed, world_of
 from jaxdiff.models._sites import canonical_site, layer_and_part
 from jaxdiff.models._traces import traced
 from jaxdiff.types import HostOrDevice
 
 Metric = Callable[[Float[Array, "B V"]], Any]
-_PRE = "blocks.*.resid_pre"
+Groups = tuple[tuple[int, tuple[int, ...]], ...]
+"""First token that a group of cells runs, and the places of its positions on their axis."""
 
 
 def sweep(
@@ -43,9 +42,11 @@ def sweep(
         scores = sweep(lm, corrupt, edit("blocks.*.resid_post", PerLayer(Set(clean))), metric,
                        {"layers": np.arange(12), "positions": np.arange(16)})   # [12, 16, B]
 
-    Cells are rows of one batch, chunked to a memory bound. Where the edit is in one layer, the
-    blocks before it are computed once for all cells (half of the work of a sweep over all layers),
-    and the layer is an argument of the program. Weights that are apart are stacked first.
+    Cells are rows of one batch, chunked to a memory bound. What an edit cannot change is computed
+    once for all cells: the blocks before a layer that is swept, and the tokens before a position.
+    Layers, vectors and strengths are arguments of the program; so are positions if they are a
+    `jax.Array`, but only those of the host are known beforehand, and spare the tokens before them.
+    Weights that are apart are stacked first.
 
     Args:
         lm: The model.
@@ -77,9 +78,12 @@ def sweep(
     *fixed, edit = cast(tuple[Edit, ...], asked.edits)
     if jax.tree_util.all_leaves([metric]):
         metric = jax.tree_util.Partial(metric)
+    groups: Groups = ()
+    if sequences is None and positions is None and not fixed:
+        groups = _groups(over.get("positions"), tokens.shape[1])
     return _sweep(
         lm,
-        tokens,
+        jnp.asarray(tokens),
         edit,
         tuple(fixed),
         {name: jnp.asarray(values) for name, values in over.items()},
@@ -88,10 +92,25 @@ def sweep(
         positions,
         order=tuple(over),
         chunk=max(1, memory // _bytes(lm.spec, tokens.shape)),
+        groups=groups,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("order", "chunk"))
+def _groups(positions: Any, length: int) -> Groups:
+    """Sorts positions that the host knows into groups that start at the same token."""
+    if positions is None or isinstance(positions, jax.Array) or positions.ndim != 1:
+        return ()
+    # Few tokens make small products: more groups would cost more than they spare.
+    pieces = 4 if length >= 32 else 2
+    places = np.where(positions < 0, positions + length, positions)
+    piece = places * pieces // length
+    return tuple(
+        (int(places[piece == p].min()), tuple(np.flatnonzero(piece == p).tolist()))
+        for p in np.unique(piece)
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("order", "chunk", "groups"))
 @traced("sweep")
 def _sweep(
     lm: LM,
@@ -105,113 +124,59 @@ def _sweep(
     *,
     order: tuple[str, ...],
     chunk: int,
+    groups: Groups,
 ) -> Any:
-    lm = stack(lm)
-    fixed = tuple(_in_any_layer(each) for each in fixed)
-    over = {name: over[name] for name in order}
+    base = Base(stack(lm), tokens, tuple(_in_any_layer(e) for e in fixed), sequences, positions)
     layer, _ = layer_and_part(edit.site)
+    edit = _in_any_layer(edit)
+    over = {name: over[name] for name in order}
     layers = over.pop("layers", None)
-    rest, count = grid(over) if over else ({}, 1)
-    chunks = _chunked(rest, count, chunk)
-
     if layers is None and layer not in ("", "*"):
         layers = jnp.asarray([int(layer)])
-    edit = _in_any_layer(edit)
+
     if layers is None:
-        out = _mapped(
-            lambda own: _cells(lm, tokens, edit, fixed, own, metric, sequences, positions), chunks
-        )
-        scores = _unchunk(out, count)
-    else:
-        clean = _clean(lm, tokens, fixed, sequences, positions)
+        run = functools.partial(whole, base, edit, metric)
+        (scores,) = chunked(run, [grid(over)], chunk)
+        return _arranged(jax.tree.map(lambda x: x[None], scores), over, order)
 
-        def at_layer(number: Array) -> Any:
-            start = jax.lax.dynamic_index_in_dim(clean, number, 0, keepdims=False)
-            here = replace(edit, layers=number)
-            out = _mapped(
-                lambda own: _cells(
-                    lm, tokens, here, fixed, own, metric, sequences, positions, (start, number)
-                ),
-                chunks,
-            )
-            return _unchunk(out, count)
+    starts, parts = _split(over, groups)
+    clean = clean_run(base, cached=any(starts))
+    grids = [grid(part) for part in parts]
 
-        scores = jax.lax.map(at_layer, layers)
-    return _arranged(scores, layers if "layers" in order else None, over, order, layers is not None)
+    def at_layer(number: Array) -> tuple[Any, ...]:
+        here = replace(edit, layers=number)
+        run = functools.partial(from_layer, base, clean, here, number, starts, metric)
+        return tuple(chunked(run, grids, chunk))
 
-
-def _clean(lm: LM, tokens: Array, fixed: tuple[Edit, ...], sequences: Any, positions: Any) -> Array:
-    """Returns the stream before every block, without the edit: `[N, B, T, D]`."""
-    world = world_of(lm, tokens, (Tap(_PRE, name=_PRE),), fixed, sequences, positions)
-    kept = forward((world,), (tokens,), logits=False, length=tokens.shape[1])[1]
-    return kept.worlds[0][_PRE]
+    scores = jax.lax.map(at_layer, layers)
+    arranged = [_arranged(each, part, order) for each, part in zip(scores, parts, strict=True)]
+    if len(arranged) == 1:
+        return arranged[0]
+    back = np.argsort(np.concatenate([np.asarray(places) for _, places in groups]))
+    axis = order.index("positions")
+    return jax.tree.map(
+        lambda *pieces: jnp.take(jnp.concatenate(pieces, axis), back, axis=axis), *arranged
+    )
 
 
-def _cells(
-    lm: LM,
-    tokens: Array,
-    edit: Edit,
-    fixed: tuple[Edit, ...],
-    own: dict[str, Array],
-    metric: Metric,
-    sequences: Any,
-    positions: Any,
-    start: tuple[Array, Array] | None = None,
-) -> Any:
-    """Runs the cells of one chunk, from the stream at a layer on if `start` has one."""
-    cells = jax.tree.leaves(own)[0].shape[0] if own else 1
-    length = tokens.shape[1]
-
-    def tiled(x: Any) -> Any:
-        return None if x is None else jnp.tile(x, (cells, *(1,) * (x.ndim - 1)))
-
-    # Edits that all cells share are mapped too: their rows are those of one cell.
-    others = tuple(cells_of(each, {}, cells) for each in fixed)
-    rows, places = tiled(sequences), tiled(positions)
-    plain = world_of(lm, tiled(jnp.asarray(tokens)), (), others, rows, places)
-    edited = replace(plain, edits=(*others, cells_of(edit, own, cells)))
-    if start is None:
-        x = embed(Visitor((edited,), ()), 0, tiled(jnp.asarray(tokens)))
-        x = between_layers(edited, x, 0, lm.spec.n_layers, length=length)
-        end = edited
-    else:
-        x, layer = tiled(start[0]), start[1]
-        x = between_layers(edited, x, layer, layer + 1, length=length)
-        x = between_layers(plain, x, layer + 1, lm.spec.n_layers, length=length)
-        end = plain
-    logits = unembed(Visitor((end,), ()), 0, x, "last")
-    assert logits is not None
-    return jax.vmap(metric)(logits.reshape(cells, -1, logits.shape[-1]))
+def _split(
+    over: dict[str, Array], groups: Groups
+) -> tuple[tuple[int, ...], list[dict[str, Array]]]:
+    """Returns the first token of each group, and its part of the axes."""
+    if not groups:
+        return (0,), [over]
+    return tuple(start for start, _ in groups), [
+        over | {"positions": over["positions"][np.asarray(places)]} for _, places in groups
+    ]
 
 
-def _chunked(leaves: dict[str, Array], count: int, chunk: int) -> dict[str, Array]:
-    """Returns `[chunks, cells, ...]`; the last chunk is filled up with its last cell."""
-    chunk = math.ceil(count / math.ceil(count / chunk))
-    places = np.minimum(np.arange(math.ceil(count / chunk) * chunk), count - 1)
-    return {name: leaf[places].reshape(-1, chunk, *leaf.shape[1:]) for name, leaf in leaves.items()}
-
-
-def _mapped(f: Callable[[dict[str, Array]], Any], chunks: dict[str, Array]) -> Any:
-    """Maps over chunks; where nothing but the layer is swept, there is one cell without leaves."""
-    return jax.lax.map(f, chunks) if chunks else jax.tree.map(lambda x: x[None], f(chunks))
-
-
-def _unchunk(out: Any, count: int) -> Any:
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], out)
-
-
-def _arranged(
-    scores: Any, layers: Array | None, over: dict[str, Array], order: tuple[str, ...], leading: bool
-) -> Any:
-    """Gives the axes the order in which they were asked for."""
+def _arranged(scores: Any, over: dict[str, Array], order: tuple[str, ...]) -> Any:
+    """Returns `[layers, cells, ...]` with the axes in the order in which they were asked for."""
     sizes = [values.shape[0] for values in over.values()]
 
     def arrange(x: Array) -> Array:
-        own = x.shape[2:] if leading else x.shape[1:]
-        if layers is None:
-            return x.reshape(*sizes, *own)
-        x = x.reshape(layers.shape[0], *sizes, *own)
-        return jnp.moveaxis(x, 0, order.index("layers"))
+        x = x.reshape(x.shape[0], *sizes, *x.shape[2:])
+        return jnp.moveaxis(x, 0, order.index("layers")) if "layers" in order else x[0]
 
     return jax.tree.map(arrange, scores)
 

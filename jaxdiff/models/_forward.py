@@ -159,21 +159,30 @@ def blocks(
 
 
 def between_layers(
-    world: World, x: Array, low: Array | int, high: Array | int, *, length: int
-) -> Array:
+    worlds: Sequence[World], xs: Streams, low: Array | int, high: Array | int, *, length: int
+) -> Streams:
     """Runs blocks low to high - 1, both traced: another start compiles nothing anew.
 
     Reads no taps, and has no gradient: its number of steps is not known beforehand. Edits of
-    `blocks.*` sites apply.
+    `blocks.*` sites apply. A cache, `[N, B, ...]`, is read by any multiple of its B rows and stays
+    as it is.
     """
-    segment = Segment(0, world.lm.spec.n_layers, False, False, (frozenset(),), True)
-    step = _step((world,), (), segment, fused=False, remat=False)
-    weights = _weights((world,), length)
+    segment = Segment(0, worlds[0].lm.spec.n_layers, False, False, (frozenset(),) * len(xs), True)
+    step = _step(worlds, (), segment, fused=False, remat=False)
+    weights = _weights(worlds, length)
 
-    def body(i, x):
-        return step((x,), _layer(weights, i), (None,), i)[0][0]
+    def cache(world: World, x: Array, i: Array) -> Any:
+        def tiled(leaf: Array) -> Array:
+            own = _index(leaf, i)
+            return jnp.tile(own, (x.shape[0] // own.shape[0], *(1,) * (own.ndim - 1)))
 
-    return jax.lax.fori_loop(low, high, body, x)
+        return jax.tree.map(tiled, world.cache)
+
+    def body(i: Array, xs: Streams) -> Streams:
+        caches = tuple(cache(world, x, i) for world, x in zip(worlds, xs, strict=True))
+        return step(xs, _layer(weights, i), caches, i)[0]
+
+    return jax.lax.fori_loop(low, high, body, xs)
 
 
 def _weights(worlds: Sequence[World], length: int) -> tuple[Any, ...]:

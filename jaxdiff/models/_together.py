@@ -84,7 +84,12 @@ def run_together(
         checked(lm.spec, taps, own, ids) for lm, own, ids in zip(lms, edits, each, strict=True)
     ]
     canonical = tuple(
-        replace(b, site=canonical_site(lms[-1].spec, b.site), name=b.name or b.site)
+        replace(
+            b,
+            site=canonical_site(lms[-1].spec, b.site),
+            reduce=_as_pytree(b.reduce),
+            name=b.name or b.site,
+        )
         for b in between
     )
     return _run_together(
@@ -114,6 +119,12 @@ def _run_together(
         worlds, tokens, between, logits=logits, remat=remat, length=tokens[0].shape[1]
     )
     return Together(tuple(out), kept.worlds, kept.between)
+
+
+def _as_pytree(reduce: Any) -> Any:
+    """Makes a plain function part of the program; a pytree that is callable stays as it is."""
+    plain = jax.tree_util.all_leaves([reduce])
+    return jax.tree_util.Partial(reduce) if plain else reduce
 
 
 def _check_models(lms: tuple[LM, ...]) -> None:

@@ -58,17 +58,14 @@ def test_axes_come_in_the_order_asked_for_and_chunks_do_not_matter(llama, corrup
 
 
 def test_other_values_are_the_same_program(llama, corrupt, source):
-    asked = edit(SITE, PerLayer(Set(source)))
-
     def go(layers, positions, source):
-        over = {"layers": np.array(layers), "positions": np.array(positions)}
+        over = {"layers": np.array(layers), "positions": jnp.array(positions)}
         return sweep(llama, corrupt, edit(SITE, PerLayer(Set(source))), metric, over)
 
     first = go([0, 1], [2, 3, 4], source)
     before = traces("sweep")
     assert not np.allclose(go([3, 2], [0, 6, -1], -source), first)
     assert traces("sweep") == before
-    del asked
 
 
 def test_heads(llama, corrupt):
@@ -146,11 +143,37 @@ def test_weights_apart_give_the_same(llama, corrupt, source):
     )
 
 
-def test_blocks_before_the_edit_run_once_for_all_cells(llama, corrupt, source):
-    """Trip counts of the loops over blocks depend on the layer: half of the work."""
-    asked, over = edit(SITE, PerLayer(Set(source))), {"layers": np.arange(4)}
-    text = str(jax.make_jaxpr(lambda t: sweep(llama, t, asked, metric, over))(jnp.asarray(corrupt)))
-    assert text.count("while[") >= 2
+@pytest.mark.parametrize("site", [SITE, "blocks.*.resid_pre", "blocks.*.attn_out"])
+def test_tokens_before_a_position_are_spared(lm, corrupt, site):
+    """Positions of the host are grouped by where they start; traced ones all run all tokens."""
+    asked, places = edit(site, Scale(-1.0)), [6, 0, -3, 3, 5]
+    layers = np.array([3, 0, 2])
+    grouped = sweep(lm, corrupt, asked, metric, {"positions": places, "layers": layers})
+    traced = sweep(lm, corrupt, asked, metric, {"positions": jnp.array(places), "layers": layers})
+    np.testing.assert_allclose(grouped, traced, atol=1e-5)
+    shapes = [
+        str(jax.make_jaxpr(lambda t, p=p: _positions(lm, t, asked, p))(jnp.asarray(corrupt)))
+        for p in (np.array(places), jnp.array(places))
+    ]
+    # Cells from token 3 on run 4 of 7 tokens.
+    assert [",4,16]" in text for text in shapes] == [True, False]
+
+
+def _positions(lm, tokens, asked, places):
+    return sweep(lm, tokens, asked, metric, {"positions": places, "layers": np.arange(4)})
+
+
+def test_edits_of_the_same_stream_are_applied_once(llama, corrupt):
+    others = (edit("blocks.*.resid_pre", Add(np.ones(16, np.float32))),)
+    for site in ("blocks.*.resid_pre", SITE):
+        scores = sweep(
+            llama, corrupt, edit(site, Scale(0.5)), metric, {"layers": [0, 2]}, edits=others
+        )
+        for i, layer in enumerate([0, 2]):
+            here = edit(site.replace("*", str(layer)), Scale(0.5))
+            np.testing.assert_allclose(
+                scores[i], _one(llama, corrupt, *others, here), atol=1e-5, err_msg=site
+            )
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,7 @@ def test_between_sees_all_worlds(pair, tokens):
     def norm(values, at):
         return jnp.linalg.norm(values[1] - values[0], axis=-1)
 
-    between = tuple(
-        Between(site, jax.tree_util.Partial(norm)) for site in (SITE, "blocks.2.attn.z", "logits")
-    )
+    between = tuple(Between(site, norm) for site in (SITE, "blocks.2.attn.z", "logits"))
     found = run_together(pair, tokens, between=between).between
     for asked in between:
         a, b = (run(lm, tokens, (asked.site,))[1][asked.site] for lm in pair)
