@@ -1,7 +1,5 @@
 """Loading and saving Hugging Face model directories without torch."""
 
-import copy
-import dataclasses
 import json
 import logging
 import os
@@ -15,12 +13,13 @@ from jax.typing import DTypeLike
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import _weights
+from jaxdiff.models._config_json import check_config, read_spec
 from jaxdiff.models._files import (
     CONFIG,
+    INDEX,
     WEIGHTS,
     Base,
     adapter_base,
-    read_json,
     resolve,
     weight_files,
 )
@@ -30,7 +29,6 @@ from jaxdiff.models._report import LoadReport
 from jaxdiff.models._report import report as make_report
 from jaxdiff.models._sharding import shardings
 from jaxdiff.models.adapters import adapted_spec, adapter_report, attach
-from jaxdiff.models.architecture import Architecture
 from jaxdiff.models.registry import architecture
 from jaxdiff.models.spec import ModelConfig
 
@@ -125,23 +123,6 @@ def load_spec(name_or_path: str | Path, *, revision: str | None = None) -> Model
     return read_spec(folder)
 
 
-def read_spec(folder: Path) -> ModelConfig:
-    """Reads what a model is made of from its config.json.
-
-    Raises:
-        JaxdiffError: If there is no config.json, or it asks for what jaxdiff does not have.
-    """
-    values = read_json(folder / CONFIG)
-    family = architecture(values.get("model_type"), where=folder / CONFIG)
-    if values.get("quantization_config"):
-        raise JaxdiffError(
-            "quantised weights are not supported",
-            where=folder / CONFIG,
-            fix="use the float32 or bfloat16 version of the model",
-        )
-    return _spec(family, values, where=folder / CONFIG)
-
-
 def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> None:
     """Writes config.json and model.safetensors, as transformers loads them.
 
@@ -168,7 +149,7 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
         "architectures": [family.hf_class],
         "model_type": family.model_type,
     }
-    _check_config(lm.spec, family, config, where=directory)
+    check_config(lm.spec, family, config, where=directory)
     wanted = None if dtype is None else jnp.dtype(dtype)
     tensors = _weights.tensors(family, lm.spec, lm.params, wanted)
     config |= {"dtype": str(next(iter(tensors.values())).dtype)}
@@ -179,6 +160,8 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
         directory.mkdir(parents=True, exist_ok=True)
         save_file(dict(sorted(tensors.items())), part, metadata={"format": "pt"})
         os.replace(part, directory / WEIGHTS)
+        # An index of several files that were there before would be read instead.
+        (directory / INDEX).unlink(missing_ok=True)
         (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
@@ -205,46 +188,3 @@ def _one_tree_a_layer(shapes: dict[str, Any], layers: int) -> dict[str, Any]:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes["blocks"]
     )
     return shapes | {"blocks": (block,) * layers}
-
-
-def _spec(family: Architecture, values: dict[str, Any], *, where: Path) -> ModelConfig:
-    """Makes a `ModelConfig` of the entries of a config.json."""
-    try:
-        return family.spec(_transformers_config(values))
-    except JaxdiffError as error:
-        raise JaxdiffError(error.what, where=where, fix=error.fix) from None
-    except Exception as error:  # transformers' checks have no common base class
-        raise JaxdiffError(
-            f"this config is not valid: {error}", where=where, fix="correct it"
-        ) from error
-
-
-def _check_config(
-    spec: ModelConfig, family: Architecture, config: dict[str, Any], *, where: str | Path
-) -> None:
-    """Refuses a model that its family's config.json cannot describe."""
-    again = _spec(family, config, where=Path(where) / CONFIG)
-    lost = [
-        f"{field.name}={getattr(spec, field.name)!r}"
-        for field in dataclasses.fields(ModelConfig)
-        if getattr(spec, field.name) != getattr(again, field.name)
-    ]
-    if lost:
-        raise JaxdiffError(
-            f"a config.json of {family.model_type} cannot say {', '.join(lost)}",
-            where=where,
-            fix="choose the architecture that has what the model has",
-        )
-
-
-def _transformers_config(values: dict[str, Any]) -> Any:
-    # transformers announces at import that torch is absent, which nobody here needs to know.
-    quiet = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(quiet)
-    os.environ[quiet] = "1"
-    try:
-        from transformers import AutoConfig
-    finally:
-        os.environ.pop(quiet) if before is None else os.environ.update({quiet: before})
-    # from_dict changes what it is given.
-    return type(AutoConfig.for_model(values["model_type"])).from_dict(copy.deepcopy(values))

@@ -175,6 +175,12 @@ def test_truncated_and_missing_files_are_named(golden, tmp_path, folder):
         load(folder)
 
 
+def test_a_save_replaces_a_model_in_several_files(golden, gemma2, tmp_path):
+    shutil.copytree(golden / "gemma2_window_caps", tmp_path / "several")
+    save(gemma2, tmp_path / "several")
+    assert _equal(load(tmp_path / "several").params, gemma2.params)
+
+
 def test_a_failed_save_leaves_the_old_weights(folder, llama, monkeypatch):
     def full_disk(tensors, path, metadata):
         path.write_bytes(b"half")
