@@ -14,12 +14,12 @@ from jaxdiff.models._sampling import Sampling
 from jaxdiff.models.spec import ModelConfig
 from jaxdiff.types import HostOrDevice
 
-Prompts = HostOrDevice | Sequence[Sequence[int]]
+Prompts = HostOrDevice | Sequence[Any]
 """Token ids `[B, T]`, or a list of a list for each row."""
 
 
 def pad_left(
-    prompts: Sequence[Sequence[int]], *, multiple: int = 16, fill: int = 0
+    prompts: Sequence[Any], *, multiple: int = 16, fill: int = 0
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
     """Puts prompts of different lengths into one array, with padding before them.
 
