@@ -108,7 +108,7 @@ def test_positions_tokens_and_padding(gpt2, tokens):
     parts = readouts.decompose(gpt2, tokens, heads=True, positions=-1, sequences=sequences)
     assert parts.values.shape == (len(parts.names), 2, 16)
     stream = models.run(gpt2, tokens, ("blocks.2.resid_post",), sequences=sequences)[1]
-    stream = stream["blocks.2.resid_post"]
+    stream = np.asarray(stream["blocks.2.resid_post"])
     np.testing.assert_allclose(parts.total, [stream[0, 5], stream[1, 3]], rtol=1e-4, atol=1e-4)
 
 

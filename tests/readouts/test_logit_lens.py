@@ -79,7 +79,7 @@ def test_positions_are_those_of_the_rows_texts(llama, tokens):
     def at(columns, **kwargs):
         found = readouts.logit_lens(llama, tokens, sequences=sequences, k=26, kl=True, **kwargs)
         for name in ("probabilities", "entropy", "kl"):
-            value = getattr(full, name)
+            value = np.asarray(getattr(full, name))
             expected = np.stack([value[:, 0, columns[0]], value[:, 1, columns[1]]], 1)
             np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-4, atol=1e-6)
 
@@ -92,7 +92,7 @@ def test_positions_are_those_of_the_rows_texts(llama, tokens):
 
 def test_in_pieces_it_is_the_same(gemma2, tokens, monkeypatch):
     targets, ask = np.arange(12).reshape(2, 6), dict(kl=True, k=3)
-    for given in (targets, targets[..., None], np.array([3, 4])):
+    for given in (targets[..., None], np.array([3, 4])):
         whole = readouts.logit_lens(gemma2, tokens, targets=given, **ask)
         with monkeypatch.context() as patch:
             patch.setattr(_logit_lens, "_LOGITS_AT_ONCE", 26 * 5)

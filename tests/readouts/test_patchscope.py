@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,15 +103,18 @@ def test_across_models_through_an_affine_map(llama, gpt2, tokens, target_tokens)
 
 def test_generation_goes_on_from_the_patched_prompt(gemma2, tokens, target_tokens):
     """Token by token, as full runs of the growing text under the same edit of the prompt."""
+    matrix = np.random.default_rng(2).normal(0, 5, (16, 16)).astype(np.float32)
     found = readouts.patchscope_generate(
-        gemma2, tokens, target_tokens, 3, source_layers=[0, 2], target_layers=[1, 2],
-        source_positions=[2, 4], target_positions=[1, 3], stop=(),
+        gemma2, tokens, target_tokens, 6, source_layers=[0, 2], target_layers=[0, 2],
+        source_positions=[2, 4], target_positions=[1, -1], stop=(), through=readouts.Affine(matrix),
     )  # fmt: skip
-    assert found.shape == (2, 2, 2, 3)
+    assert found.shape == (2, 2, 2, 6)
+    # Cells that are mixed up would show.
+    assert len(np.unique(np.asarray(found).reshape(-1, 6), axis=0)) > 4
     hidden = run(gemma2, tokens, (SITE,), logits=False)[1][SITE]
-    for s, t, b in ((0, 0, 1), (1, 1, 0)):
-        value = hidden[[0, 2][s], b, [2, 4][b]]
-        put = edits.edit(f"blocks.{t + 1}.resid_post", edits.Set(value), positions=[1, 3][b])
+    for s, t, b in itertools.product(range(2), repeat=3):
+        value = matrix @ hidden[[0, 2][s], b, [2, 4][b]]
+        put = edits.edit(f"blocks.{2 * t}.resid_post", edits.Set(value), positions=[1, 3][b])
         text = target_tokens[b].tolist() + np.asarray(found[s, t, b]).tolist()
         logits = run(gemma2, np.array([text[:-1]], np.int32), (), (put,))[0][0]
         assert np.argmax(logits[3:], -1).tolist() == text[4:]
