@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from jaxdiff.readouts._compare import compare as compare
     from jaxdiff.readouts._decompose import decompose as decompose
     from jaxdiff.readouts._direct import direct_logit_attribution as direct_logit_attribution
+    from jaxdiff.readouts._hidden_states import Affine as Affine
     from jaxdiff.readouts._logit_lens import Lens as Lens
     from jaxdiff.readouts._logit_lens import logit_lens as logit_lens
     from jaxdiff.readouts._parts import Parts as Parts
-    from jaxdiff.readouts._patchscope import Affine as Affine
     from jaxdiff.readouts._patchscope import patchscope as patchscope
     from jaxdiff.readouts._patchscope import patchscope_generate as patchscope_generate
     from jaxdiff.readouts._reading import Reader as Reader
@@ -37,7 +37,7 @@ _HOMES = {
     "Divergence": "_compare",
     "Comparison": "_compare",
     "Alignment": "_compare",
-    "Affine": "_patchscope",
+    "Affine": "_hidden_states",
     "Entropy": "metrics",
     "KL": "metrics",
     "Lens": "_logit_lens",

@@ -3,46 +3,21 @@
 Ghandeharioun, Caciularu, Pearce, Dixon, Geva: arXiv:2401.06102.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxdiff.causal import sweep
 from jaxdiff.edits import Edit, PerLayer, Set, edit
-from jaxdiff.errors import JaxdiffError
-from jaxdiff.models import LM, At, Tap, canonical_site, generate, run
-from jaxdiff.models._traces import traced
-from jaxdiff.readouts._logit_lens import check_width
-from jaxdiff.readouts._positions import Positions, checked_positions
+from jaxdiff.models import LM, At, generate
+from jaxdiff.readouts._hidden_states import hidden_states, scope_of
 from jaxdiff.readouts._reading import Reader, Reading, check_k, checked_tokens
 from jaxdiff.types import HostOrDevice
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Affine:
-    """`weight @ x + bias`: from the hidden states of one model to those of another.
-
-    Attributes:
-        weight: `[E, D]`.
-        bias: `[E]`.
-    """
-
-    weight: Any
-    bias: Any = 0.0
-
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
-        """Maps the last axis, in float32."""
-        weight = jnp.asarray(self.weight).astype(jnp.float32)
-        bias = jnp.broadcast_to(jnp.asarray(self.bias).astype(jnp.float32), weight.shape[:1])
-        y = jnp.einsum("...d,ed->...e", x.astype(jnp.float32), weight)
-        return y + bias[(None,) * (y.ndim - 1)]
 
 
 def patchscope(
@@ -105,11 +80,11 @@ def patchscope(
     target = lm if target is None else target
     check_k(target.spec, k)
     targets = checked_tokens(target.spec, targets)
-    scope = _scope(
+    scope = scope_of(
         (lm.spec, source_tokens, source_layers, source_positions, source_site),
         (target.spec, target_tokens, target_layers, target_positions, target_site),
     )
-    hidden = _hidden_states(lm, target, scope, through)
+    hidden = hidden_states(lm, target, scope, through)
     put, over = Set(hidden[0]), {"op.to": hidden, "layers": scope.target.layers}
     if target_layers is None:
         table = jnp.zeros((target.spec.n_layers, *hidden.shape[1:]), hidden.dtype)
@@ -172,11 +147,11 @@ def patchscope_generate(
         JaxdiffError: As `patchscope` and `models.generate` do.
     """
     target = lm if target is None else target
-    scope = _scope(
+    scope = scope_of(
         (lm.spec, source_tokens, source_layers, source_positions, source_site),
         (target.spec, target_tokens, target_layers, target_positions, target_site),
     )
-    hidden = _hidden_states(lm, target, scope, through)[:, :, 0]
+    hidden = hidden_states(lm, target, scope, through)[:, :, 0]
     rows, sources = scope.target.tokens.shape[0], len(scope.source.layers)
     into = scope.source.layers[:, None]
     if target_layers is not None:
@@ -213,87 +188,3 @@ class _Put:
     def __call__(self, value: Array, at: At) -> Array:
         here = (jnp.asarray(self.layers) == at.layer)[:, None, None]
         return jnp.where(here, jnp.asarray(self.to)[:, None].astype(value.dtype), value)
-
-
-class _Side(NamedTuple):
-    """Source or target: tokens `[B or 1, T]`, layers `[L]`, a position for each of B rows."""
-
-    tokens: HostOrDevice
-    layers: np.ndarray
-    positions: np.ndarray
-    site: str
-
-
-class _Scope(NamedTuple):
-    """Both sides, and the axes of layers that the result has."""
-
-    source: _Side
-    target: _Side
-    cells: tuple[int, ...]
-
-
-def _scope(source: tuple[Any, ...], target: tuple[Any, ...]) -> _Scope:
-    sides, counts = [], []
-    for name, (spec, tokens, layers, positions, site) in {
-        "source": source,
-        "target": target,
-    }.items():
-        check_width(spec, site)
-        if not canonical_site(spec, site).startswith("blocks.*."):
-            raise JaxdiffError("a patchscope reads all layers", where=site, fix="write blocks.*.…")
-        numbers = np.arange(source[0].n_layers) if layers is None else np.asarray(layers)
-        beyond = numbers[(numbers < 0) | (numbers >= spec.n_layers)]
-        if beyond.size or numbers.ndim > 1 or not numbers.size:
-            raise JaxdiffError(
-                f"{name}_layers={layers!r} in a model of {spec.n_layers} layers",
-                where="patchscope",
-                fix="give one layer, or [L] of them",
-            )
-        where = f"patchscope: {name}_positions"
-        places = np.asarray(checked_positions(positions, tokens.shape[1], where=where))
-        sides.append(_Side(tokens, numbers.reshape(-1), places, site))
-        counts.append(numbers.shape)
-    one, other = sides
-    if target[2] is None and one.layers.max() >= target[0].n_layers:
-        raise JaxdiffError(
-            f"the target has no layer {one.layers.max()}",
-            where="patchscope",
-            fix="give target_layers",
-        )
-    rows = {len(s.tokens) for s in sides} | {s.positions.size for s in sides}
-    b = max(rows)
-    if rows - {1, b} or max(s.positions.ndim for s in sides) > 1:
-        raise JaxdiffError(
-            f"rows of tokens and positions do not belong together: {sorted(rows)}",
-            where="patchscope",
-            fix="give as many of each, or one for all",
-        )
-    one, other = (s._replace(positions=np.broadcast_to(s.positions.ravel(), (b,))) for s in sides)
-    tokens = jnp.broadcast_to(jnp.asarray(other.tokens), (b, other.tokens.shape[1]))
-    cells = counts[0] if target[2] is None else counts[0] + counts[1]
-    return _Scope(one, other._replace(tokens=tokens), cells)
-
-
-def _hidden_states(lm: LM, target: LM, scope: _Scope, through: Any) -> Float[Array, "L B 1 E"]:
-    """Returns what the source texts have at their positions, of all source layers."""
-    source = scope.source
-    hidden = _hidden(lm, source.tokens, source.layers, source.positions, through, site=source.site)
-    if hidden.shape[-1] != target.spec.d_model:
-        raise JaxdiffError(
-            f"hidden states of width {hidden.shape[-1]} do not fit a model of width "
-            f"{target.spec.d_model}",
-            where="patchscope: through",
-            fix="give through=Affine(weight, bias)",
-        )
-    return hidden
-
-
-@functools.partial(jax.jit, static_argnames="site")
-@traced("patchscope")
-def _hidden(lm, tokens, layers, positions, through, *, site):
-    # With one text, all positions are read in its one row.
-    wanted = positions if len(tokens) == 1 else positions[:, None]
-    read = Tap(site, reduce=Positions(wanted))
-    hidden = run(lm, tokens, (read,), logits=False)[1][site][layers]
-    hidden = jnp.swapaxes(hidden, 1, 2) if len(tokens) == 1 else hidden
-    return hidden if through is None else through(hidden)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import jax
@@ -137,6 +138,18 @@ def test_generation_goes_on_from_the_patched_prompt(gemma2, tokens, target_token
 def test_what_does_not_fit_is_refused(llama, tokens, target_tokens, asked, says):
     with pytest.raises(JaxdiffError, match=says):
         readouts.patchscope(llama, tokens, target_tokens, **asked)
+
+
+def test_a_target_with_fewer_layers(llama, tokens, target_tokens):
+    spec = dataclasses.replace(llama.spec, n_layers=2)
+    small = models.init(spec, key=jax.random.key(1))
+    with pytest.raises(JaxdiffError, match=r"target_layers=\[0, 1, 2\] in a model of 2 layers"):
+        readouts.patchscope(llama, tokens, target_tokens, target=small)
+    found = readouts.patchscope(
+        llama, tokens, target_tokens, target=small, source_layers=1, logits=True
+    )
+    expected = _by_hand(llama, small, tokens, target_tokens, (1, 1, -1, -1), (0, 0))
+    np.testing.assert_allclose(found.logits[0], expected, rtol=1e-4, atol=2e-5)
 
 
 def test_an_affine_map_is_a_matrix_and_a_bias():
