@@ -153,11 +153,14 @@ def _check_block(site: str, op: Any, view: Any, selectors: dict[str, Selector]) 
 
 def _arrays(tree: Any) -> Any:
     """Makes arrays of lists: as a pytree, a list would be many leaves."""
-    return jax.tree.map(
-        lambda leaf: np.asarray(leaf) if isinstance(leaf, list) else leaf,
-        tree,
-        is_leaf=lambda leaf: isinstance(leaf, list),
-    )
+    return jax.tree.map(_array, tree, is_leaf=lambda leaf: isinstance(leaf, list))
+
+
+def _array(leaf: Any) -> Any:
+    if not isinstance(leaf, list):
+        return leaf
+    traced = any(isinstance(part, jax.Array) for part in jax.tree.leaves(leaf))
+    return jnp.asarray(leaf) if traced else np.asarray(leaf)
 
 
 def _selector(name: str, value: Selector, site: str) -> Any:

@@ -16,7 +16,7 @@ Selector = Any
 
 def places(selector: Selector, size: int) -> Bool[Array, " n"]:
     """Returns which of `size` places are selected."""
-    selector = jnp.asarray(selector)
+    selector = _numbers(selector)
     if selector.dtype == bool:
         if selector.shape != (size,):
             raise TypeError(f"a mask of {list(selector.shape)} over {size} places")
@@ -34,7 +34,7 @@ def layer(selector: Selector, at: At) -> Bool[Array, ""]:
 
 def step(selector: Selector, at: At) -> Bool[Array, ""]:
     """Returns whether the step of generation is selected; a mask ends with False."""
-    selector = jnp.asarray(selector)
+    selector = _numbers(selector)
     if selector.dtype == bool:
         last = selector.shape[0] - 1
         return selector[jnp.minimum(at.step, last)] & (at.step <= last)
@@ -46,7 +46,7 @@ def tokens(selector: Selector, at: At) -> Bool[Array, "#B T"]:
 
     Negative positions count from the end of the row's last text, and select nothing outside of it.
     """
-    selector, positions = jnp.asarray(selector), at.positions
+    selector, positions = _numbers(selector), at.positions
     if selector.dtype == bool:
         hits = _masked(jnp.atleast_2d(selector), positions)
     else:
@@ -64,6 +64,12 @@ def on_axes(mask: Array, axes: tuple[int, ...], ndim: int) -> Array:
     for axis, size in zip(axes, mask.shape, strict=True):
         shape[axis] = size
     return mask.reshape(shape)
+
+
+def _numbers(selector: Selector) -> Array:
+    """Returns a mask as it is and numbers as positions are stored, whatever they come in."""
+    selector = jnp.asarray(selector)
+    return selector if selector.dtype == bool else selector.astype(jnp.int32)
 
 
 def _masked(mask: Array, positions: Array) -> Array:

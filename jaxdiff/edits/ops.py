@@ -4,6 +4,7 @@ Leaves broadcast against the value from the right, as `numpy.broadcast_to` does,
 its dtype.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +175,8 @@ class Backward:
 
     def __call__(self, value: Array, at: At) -> Array:
         """Returns the value."""
-        return _backward(value, self.op, at)
+        leaves, structure = jax.tree.flatten((self.op, at))
+        return _backward(value, leaves, structure)
 
 
 @_op
@@ -212,19 +214,20 @@ def _own(leaf: Any, at: At) -> Any:
     return jnp.asarray(leaf)[at.layer]
 
 
-@jax.custom_vjp
-def _backward(value: Array, op: Any, at: At) -> Array:
-    del op, at
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _backward(value: Array, leaves: list[Any], structure: Any) -> Array:
+    del leaves, structure
     return value
 
 
-def _forward_rule(value: Array, op: Any, at: At) -> tuple[Array, Any]:
-    return value, (op, at)
+def _forward_rule(value: Array, leaves: list[Any], structure: Any) -> tuple[Array, list[Any]]:
+    del structure
+    return value, leaves
 
 
-def _backward_rule(saved: Any, gradient: Array) -> tuple[Any, None, None]:
-    op, at = saved
-    return op(gradient, at), None, None
+def _backward_rule(structure: Any, leaves: list[Any], gradient: Array) -> tuple[Array, None]:
+    op, at = structure.unflatten(leaves)
+    return op(gradient, at), None
 
 
 _backward.defvjp(_forward_rule, _backward_rule)

@@ -55,6 +55,7 @@ def checked(
         raise JaxdiffError(
             f"several taps are called {', '.join(twice)}", where="taps", fix="give each a `name`"
         )
+    _check_skipped(skipped, named, kept)
     _check_numbers(spec, kept, tokens)
     _check_attention(spec, (*named, *kept), attention)
     return Checked(named, kept, skipped)
@@ -76,6 +77,21 @@ def _skipped(spec: ModelConfig, edit: Edit) -> int:
             f"there is no block {layer} in a model of {spec.n_layers}", where=edit.site
         )
     return layer
+
+
+def _check_skipped(skipped: frozenset[int], taps: Sequence[Tap], edits: Sequence[Edit]) -> None:
+    """Refuses what is asked of a block that is not computed."""
+    if not skipped:
+        return
+    gone = {str(layer) for layer in skipped}
+    lost = [t.site for t in taps if layer_and_part(t.site)[0] in gone | {"*"}]
+    lost += [e.site for e in edits if layer_and_part(e.site)[0] in gone]
+    if lost:
+        raise JaxdiffError(
+            f"a block that is skipped has no values: {', '.join(lost)}",
+            where=f"Skip of {', '.join(f'blocks.{layer}' for layer in sorted(skipped))}",
+            fix="name the sites of other blocks, one by one",
+        )
 
 
 def _check_numbers(spec: ModelConfig, edits: Sequence[Any], tokens: HostOrDevice) -> None:
