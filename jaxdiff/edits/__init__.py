@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from jaxdiff.edits._files import load as load
     from jaxdiff.edits._files import loads as loads
     from jaxdiff.edits._files import save as save
+    from jaxdiff.edits.around import Backward as Backward
+    from jaxdiff.edits.around import PerLayer as PerLayer
     from jaxdiff.edits.latents import Latents as Latents
     from jaxdiff.edits.latents import Reconstruct as Reconstruct
     from jaxdiff.edits.ops import Add as Add
-    from jaxdiff.edits.ops import Backward as Backward
     from jaxdiff.edits.ops import Clamp as Clamp
     from jaxdiff.edits.ops import Lerp as Lerp
     from jaxdiff.edits.ops import LowRank as LowRank
     from jaxdiff.edits.ops import Noise as Noise
-    from jaxdiff.edits.ops import PerLayer as PerLayer
     from jaxdiff.edits.ops import Scale as Scale
     from jaxdiff.edits.ops import Set as Set
     from jaxdiff.edits.ops import Skip as Skip
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 # Flax is imported, by the models, at the first use of one of these names.
 _HOMES = {
     "Add": "ops",
-    "Backward": "ops",
+    "Backward": "around",
     "Chain": "reducers",
     "Clamp": "ops",
     "Edit": "_edit",
@@ -65,7 +65,7 @@ _HOMES = {
     "Norm": "reducers",
     "Op": "_edit",
     "Patch": "sources",
-    "PerLayer": "ops",
+    "PerLayer": "around",
     "Project": "reducers",
     "Reconstruct": "latents",
     "Scale": "ops",

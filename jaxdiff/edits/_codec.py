@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from jaxdiff.dictionaries import Dictionary, Normalization
 from jaxdiff.dictionaries.dictionary import LEAVES
-from jaxdiff.edits import latents, ops, reducers, sources, views
+from jaxdiff.edits import around, latents, ops, reducers, sources, views
 from jaxdiff.edits._edit import Edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import Tap
@@ -26,7 +26,7 @@ REGISTRY = {
     for kind in (
         *(Edit, Tap, Dictionary, Normalization),
         *(ops.Set, ops.Add, ops.Scale, ops.Lerp, ops.Clamp, ops.ToMean, ops.Noise, ops.LowRank),
-        *(ops.PerLayer, ops.Backward, ops.Skip),
+        *(ops.Skip, around.PerLayer, around.Backward),
         *(sources.Patch, sources.FromRow, sources.FromWorld),
         *(views.Heads, views.Subspace, latents.Latents, latents.Reconstruct),
         *(reducers.Last, reducers.Mean, reducers.Norm, reducers.TopK, reducers.Project),
