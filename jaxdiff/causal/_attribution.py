@@ -51,7 +51,7 @@ class Gate:
 def attribute(
     lm: LM,
     clean: Int[HostOrDevice, "B T"],
-    corrupt: Int[HostOrDevice, "B T"],
+    corrupt: Int[HostOrDevice, "B S"],
     metric: Callable[[Float[Array, "B V"]], Float[Array, " B"]],
     at: Sequence[str | Tap] = ("blocks.*.resid_post",),
     *,

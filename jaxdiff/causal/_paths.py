@@ -56,7 +56,7 @@ class Mix:
 
 
 def attribute_edges(
-    lm: LM, clean: Int[HostOrDevice, "B T"], corrupt: Int[HostOrDevice, "B T"], metric: Metric
+    lm: LM, clean: Int[HostOrDevice, "B T"], corrupt: Int[HostOrDevice, "B S"], metric: Metric
 ) -> Edges:
     """Estimates the effect of patching every edge, in one backward pass (arXiv:2310.10348).
 
@@ -106,7 +106,7 @@ def _attribute_edges(
 def patch_paths(
     lm: LM,
     clean: Int[HostOrDevice, "B T"],
-    corrupt: Int[HostOrDevice, "B T"],
+    corrupt: Int[HostOrDevice, "B S"],
     metric: Metric,
     *,
     memory: int = 2**29,

@@ -29,7 +29,11 @@ def _explicit(lm, clean, corrupt, site):
     return (there - here) * jax.grad(measured)(jnp.zeros_like(here))
 
 
-@pytest.mark.parametrize("per", ["position", "unit"])
+@pytest.mark.parametrize(
+    ("lm", "per"),
+    [("llama", "position"), ("llama", "unit"), ("gemma", "position"), ("experts", "position")],
+    indirect=["lm"],
+)
 def test_gates_equal_the_explicit_formula(lm, clean, corrupt, per):
     sites = [site for site in SITES if not (lm.spec.experts and "mlp" in site)]
     scores = attribute(lm, clean, corrupt, metric, sites, per=per)
@@ -49,30 +53,6 @@ def test_heads_add_up_to_positions(llama, clean, corrupt):
     assert heads["blocks.*.attn.z"].shape == (4, 2, 7, 4)
     for site in sites:
         np.testing.assert_allclose(heads[site].sum(-1), positions[site], atol=1e-6)
-
-
-def test_a_small_change_is_attributed_exactly(llama, clean):
-    """Where clean and corrupt hardly differ, the estimate is what patching does."""
-    direction = np.random.default_rng(0).normal(size=16).astype(np.float32)
-    nudge = edit("blocks.1.resid_post", Add(direction, 1e-2), positions=4)
-    before, after = (
-        metric(run(llama, clean, (), edits, logits="last")[0]) for edits in ((), (nudge,))
-    )
-    gradient = _explicit(llama, clean, clean, "blocks.1.resid_post")
-    assert np.abs(gradient).max() == 0
-    source = run(llama, clean, ("blocks.1.resid_post",), (nudge,), logits=False)[1]
-    zeros = jnp.zeros((2, 7))
-
-    def gated(alpha):
-        change = (
-            source["blocks.1.resid_post"]
-            - run(llama, clean, ("blocks.1.resid_post",), logits=False)[1]["blocks.1.resid_post"]
-        )
-        op = Add(alpha[:, :, None] * change)
-        return metric(run(llama, clean, (), (edit("blocks.1.resid_post", op),), logits="last")[0])
-
-    estimate = jax.jvp(gated, (zeros,), (jnp.ones_like(zeros),))[1]
-    np.testing.assert_allclose(estimate, after - before, rtol=2e-2, atol=1e-5)
 
 
 def test_integrated_gradients_are_complete(llama, clean, corrupt):

@@ -143,6 +143,7 @@ def test_weights_apart_give_the_same(llama, corrupt, source):
     )
 
 
+@pytest.mark.parametrize("lm", ["gemma", "gpt2", "experts"], indirect=True)
 @pytest.mark.parametrize("site", [SITE, "blocks.*.attn_out"])
 def test_tokens_before_a_position_are_spared(lm, corrupt, site):
     """Positions of the host are grouped by where they start; traced ones all run all tokens."""
