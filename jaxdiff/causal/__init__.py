@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jaxdiff.causal._paths import patch_paths as patch_paths
     from jaxdiff.causal._sweep import sweep as sweep
     from jaxdiff.causal._training import train_edits as train_edits
+    from jaxdiff.causal._verify import verify as verify
 
 _HOMES = {
     "Alignment": "_das",
@@ -23,6 +24,7 @@ _HOMES = {
     "patch_paths": "_paths",
     "sweep": "_sweep",
     "train_edits": "_training",
+    "verify": "_verify",
 }
 
 __all__ = sorted(_HOMES)
