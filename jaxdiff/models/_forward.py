@@ -7,6 +7,7 @@ reduced without keeping either.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -143,19 +144,17 @@ def blocks(
     segments = plan(asked, [b.site for b in between], n, whole=whole, loops=loops)
     weights = _weights(worlds, length)
     kept: list[Kept] = []
-    caches: list[Caches] = []
+    caches = tuple(world.cache for world in worlds)
     for segment in segments:
         attention = fused and not segment.plain_attention
         step = _step(worlds, between, segment, fused=attention, remat=remat)
         run = _alone if segment.alone else _loop
-        xs, cache, new = run(worlds, step, segment, weights, xs)
+        xs, caches, new = run(worlds, step, segment, weights, xs, caches)
         if segment.ends:
             for found, x in zip(new.worlds, xs, strict=True):
                 found[_END] = x
         kept.append(new)
-        caches.append(cache)
-    joined = tuple(_join(list(each), loops) for each in zip(*caches, strict=True))
-    return xs, joined, _gather(worlds, between, segments, kept)
+    return xs, caches, _gather(worlds, between, segments, kept)
 
 
 def between_layers(
@@ -233,38 +232,57 @@ def _step(
 
 
 def _alone(
-    worlds: Sequence[World], step: Callable, segment: Segment, weights: Any, xs: Streams
+    worlds: Sequence[World],
+    step: Callable,
+    segment: Segment,
+    weights: Any,
+    xs: Streams,
+    caches: Caches,
 ) -> tuple[Streams, Caches, Kept]:
     i = segment.low
-    caches = tuple(w.cache for w in worlds)
     if stacked(worlds[0].lm):
-        xs, caches, kept = step(xs, _layer(weights, i), _layer(caches, i), i)
-        return xs, jax.tree.map(lambda leaf: leaf[None], caches), kept
-    caches = tuple(None if cache is None else cache[i] for cache in caches)
-    return step(xs, tuple(each[i] for each in weights), caches, i)
+        xs, caches, kept = step(xs, _layer(weights, i), _at_layer(caches, i), i)
+        return xs, _at_layer(caches, None), kept
+    own = tuple(None if cache is None else cache[i] for cache in caches)
+    xs, own, kept = step(xs, tuple(each[i] for each in weights), own, i)
+    return xs, tuple(map(partial(_replaced, i), caches, own)), kept
 
 
 def _loop(
-    worlds: Sequence[World], step: Callable, segment: Segment, weights: Any, xs: Streams
+    worlds: Sequence[World],
+    step: Callable,
+    segment: Segment,
+    weights: Any,
+    xs: Streams,
+    caches: Caches,
 ) -> tuple[Streams, Caches, Kept]:
     low, high = segment.low, segment.high
     whole = high - low == worlds[0].lm.spec.n_layers
     # The number of the block is part of the program only where something may ask for it.
     numbered = not whole or any(layer_and_part(e.site)[0] == "*" for w in worlds for e in w.edits)
     numbered |= any(layer_and_part(t.site)[0] == "*" for w in worlds for t in w.taps if not t.plain)
-    caches = tuple(w.cache for w in worlds)
-    if not whole:
-        caches = jax.tree.map(lambda leaf: leaf[low:high], caches)
+    numbered |= any(cache is not None for cache in caches)
 
-    def body(xs, inputs):
-        own, caches, i = inputs
+    def body(carry, inputs):
+        (xs, caches), (own, i) = carry, inputs
         # A part of the stack is indexed inside the loop: slicing it first would copy its weights.
-        xs, caches, kept = step(xs, own if whole else _layer(weights, i), caches, i)
-        return xs, (caches, kept)
+        own = own if whole else _layer(weights, i)
+        # Caches are carried, and written in place, for the same reason.
+        xs, caches, kept = step(xs, own, _at_layer(caches, i), i)
+        return (xs, _at_layer(caches, None)), kept
 
     numbers = jnp.arange(low, high) if numbered else None
-    xs, (caches, kept) = jax.lax.scan(body, xs, (weights if whole else None, caches, numbers))
+    inputs = (weights if whole else None, numbers)
+    (xs, caches), kept = jax.lax.scan(body, (xs, caches), inputs)
     return xs, caches, kept
+
+
+def _at_layer(caches: Caches, i: int | Array | None) -> Caches:
+    return tuple(None if cache is None else cache._replace(layer=i) for cache in caches)
+
+
+def _replaced(i: int, cache: Any, own: Any) -> Any:
+    return None if cache is None else (*cache[:i], own, *cache[i + 1 :])
 
 
 def _layer(tree: Any, i: int | Array) -> Any:
@@ -273,14 +291,6 @@ def _layer(tree: Any, i: int | Array) -> Any:
 
 def _index(leaf: Array, i: int | Array) -> Array:
     return jax.lax.dynamic_index_in_dim(leaf, i, 0, keepdims=False)
-
-
-def _join(caches: list[Any], loops: bool) -> Any:
-    if not caches or caches[0] is None:
-        return None
-    if not loops:
-        return tuple(caches)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *caches)
 
 
 def _each(part: str) -> str:

@@ -90,10 +90,10 @@ def generate(
     final text under the same edit.
 
     What a tap makes of the steps is joined along its axis of tokens, in the layout of `run` on
-    `tokens[:, :-1]`, with the axis of layers first for `blocks.*` sites. Scores and pattern have all
-    of these columns as their last axis; scores of tokens that were not there yet are 0. What has
-    no axis of tokens, like `reducers.Last` makes, is stacked on a new leading axis `[steps]`, whose
-    first is the prompt. Steps after all rows have ended are zeros.
+    `tokens[:, :-1]`, with the axis of layers first for `blocks.*` sites. Scores and pattern have
+    all of these columns as their last axis; scores of tokens that were not there yet are 0. What
+    has no axis of tokens, like `reducers.Last` makes, is stacked on a new leading axis `[steps]`,
+    whose first is the prompt. Steps after all rows have ended are zeros.
 
     Args:
         lm: The model.

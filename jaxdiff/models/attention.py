@@ -49,13 +49,37 @@ class Layer(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys (rotated) and values of one layer, at the columns of a row.
+    """Keys (rotated) and values at the columns of a row.
 
     Heads come before columns: as products over heads read them, so that no step moves a cache.
+
+    Attributes:
+        k: Keys of one layer, or of all of them `[N, B, K, S, h]`.
+        v: Values, likewise.
+        layer: Number of the layer, where k and v are of all layers.
     """
 
-    k: Float[Array, "B K S h"]
-    v: Float[Array, "B K S h"]
+    k: Float[Array, "*N B K S h"]
+    v: Float[Array, "*N B K S h"]
+    layer: Array | int | None = None
+
+    def with_columns(self, k: Array, v: Array, start: Array) -> "Cache":
+        """Returns the cache with keys and values `[B, K, T, h]` at the columns from start on."""
+
+        def written(cache: Array, new: Array) -> Array:
+            new = new.astype(cache.dtype)
+            if self.layer is None:
+                return jax.lax.dynamic_update_slice(cache, new, (0, 0, start, 0))
+            return jax.lax.dynamic_update_slice(cache, new[None], (self.layer, 0, 0, start, 0))
+
+        return Cache(written(self.k, k), written(self.v, v), self.layer)
+
+    def own(self) -> tuple[Float[Array, "B K S h"], Float[Array, "B K S h"]]:
+        """Returns keys and values of the layer."""
+        if self.layer is None:
+            return self.k, self.v
+        k, v = (jax.lax.dynamic_index_in_dim(x, self.layer, 0, False) for x in self[:2])
+        return k, v
 
 
 class Attention(nnx.Module):
@@ -117,12 +141,8 @@ class Attention(nnx.Module):
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         if cache is not None:
             assert context.start is not None
-            at = (0, 0, context.start, 0)
-            cache = Cache(
-                jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at),
-                jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at),
-            )
-            k, v = cache.k.astype(x.dtype), cache.v.astype(x.dtype)
+            cache = cache.with_columns(k, v, context.start)
+            k, v = (each.astype(x.dtype) for each in cache.own())
         allowed = _allowed(q.shape[1], k.shape[2], context, layer.window)
         z = (_fused if fused else _plain)(spec, q, k, v, allowed, tap)
         z = tap("attn.z", z)
