@@ -14,11 +14,8 @@ from jaxdiff.lazy import lazy
 if TYPE_CHECKING:
     from jaxdiff.models._files import fingerprint as fingerprint
     from jaxdiff.models._forward import Between as Between
-    from jaxdiff.models._generate import Generation as Generation
-    from jaxdiff.models._generate import decode as decode
-    from jaxdiff.models._generate import extend as extend
     from jaxdiff.models._generate import generate as generate
-    from jaxdiff.models._generate import prefill as prefill
+    from jaxdiff.models._generation import Generation as Generation
     from jaxdiff.models._hf import load as load
     from jaxdiff.models._hf import load_report as load_report
     from jaxdiff.models._hf import load_spec as load_spec
@@ -36,6 +33,9 @@ if TYPE_CHECKING:
     from jaxdiff.models._sites import match as match
     from jaxdiff.models._sites import sites as sites
     from jaxdiff.models._state import State as State
+    from jaxdiff.models._stream import decode as decode
+    from jaxdiff.models._stream import extend as extend
+    from jaxdiff.models._stream import prefill as prefill
     from jaxdiff.models._tap import At as At
     from jaxdiff.models._tap import Edit as Edit
     from jaxdiff.models._tap import Reducer as Reducer
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 
 # Flax is imported by the first use of one of these names, not by `import jaxdiff.models`.
 _HOMES = {
-    "Generation": "_generate",
-    "decode": "_generate",
-    "extend": "_generate",
+    "Generation": "_generation",
+    "decode": "_stream",
+    "extend": "_stream",
     "generate": "_generate",
-    "prefill": "_generate",
+    "prefill": "_stream",
     "pad_left": "_prompts",
     "State": "_state",
     "run_together": "_together",

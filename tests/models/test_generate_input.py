@@ -90,3 +90,13 @@ def test_lists_of_lengths_in_one_bucket_share_a_program(llama):
     before = models.traces()
     two = generate(llama, [[5] * 14], 2)
     assert models.traces() == before and one.start == two.start == 16
+
+
+def test_the_pad_token_need_not_be_in_the_vocabulary(llama):
+    lm = dataclasses.replace(llama, spec=dataclasses.replace(llama.spec, pad=24))
+    prompts = [[1, 2, 3], [4]]
+    free = generate(llama, prompts, 6)
+    stop = (int(free.generated[1, 1]),)
+    texts, expected = (generate(model, prompts, 6, stop=stop) for model in (lm, llama))
+    np.testing.assert_array_equal(texts.log_probs, expected.log_probs)
+    assert (texts.tokens[0, :13] == 24).all() and (texts.generated[1, 2:] == 24).all()
