@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxdiff.edits import Edit, PerLayer, edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, At, Tap, canonical_site, sites
+from jaxdiff.models._check import checked
 from jaxdiff.models._run import forward, world_of
 from jaxdiff.models._sites import layer_and_part
 from jaxdiff.models._traces import traced
@@ -44,7 +45,7 @@ class Gate:
     def __call__(self, value: Array, at: At) -> Array:
         """Returns `value + alpha * (clean - corrupt)`; only alpha has a gradient here."""
         corrupt = value if self.corrupt is None else self.corrupt
-        step = jax.lax.stop_gradient(self.clean - corrupt)
+        step = jax.lax.stop_gradient((self.clean - corrupt).astype(jnp.float32))
         return value + (jnp.broadcast_to(self.alpha, step.shape) * step).astype(value.dtype)
 
 
@@ -98,7 +99,9 @@ def attribute(
         )
     if steps < 1 or per not in ("position", "head", "unit"):
         raise JaxdiffError(f"steps={steps}, per={per!r}", where="attribute")
-    taps = tuple(_gated(lm, site, per) for site in at)
+    at = (at,) if isinstance(at, str) else at
+    asked = checked(lm.spec, tuple(_gated(lm, site, per) for site in at), edits, corrupt)
+    taps = asked.taps
     if jax.tree_util.all_leaves([metric]):
         metric = jax.tree_util.Partial(metric)
     scores = _attribute(
@@ -107,8 +110,9 @@ def attribute(
         jnp.asarray(corrupt),
         metric,
         taps,
-        tuple(replace(e, site=canonical_site(lm.spec, e.site)) for e in edits),
+        asked.edits,
         sequences,
+        skipped=asked.skipped,
         per=per,
         steps=steps,
         remat=remat,
@@ -116,7 +120,7 @@ def attribute(
     return {tap.name: scores[tap.name] for tap in taps}
 
 
-@functools.partial(jax.jit, static_argnames=("per", "steps", "remat"))
+@functools.partial(jax.jit, static_argnames=("skipped", "per", "steps", "remat"))
 @traced("attribute")
 def _attribute(
     lm: LM,
@@ -127,11 +131,12 @@ def _attribute(
     edits: tuple[Edit, ...],
     sequences: Array | None,
     *,
+    skipped: frozenset[int],
     per: Per,
     steps: int,
     remat: bool,
 ) -> dict[str, Array]:
-    run = functools.partial(_run, lm, sequences=sequences, remat=remat)
+    run = functools.partial(_run, lm, sequences=sequences, skipped=skipped, remat=remat)
     target = run(clean, taps, edits)[1]
     # Several steps need the corrupt values that no gate has changed yet.
     source = run(corrupt, taps, edits)[1] if steps > 1 else {}
@@ -164,9 +169,10 @@ def _run(
     edits: tuple[Edit, ...],
     *,
     sequences: Array | None,
+    skipped: frozenset[int],
     remat: bool,
 ) -> tuple[Any, dict[str, Array]]:
-    world = world_of(lm, tokens, taps, edits, sequences)
+    world = world_of(lm, tokens, taps, edits, sequences, skipped=skipped)
     logits = False if taps else "last"
     out, kept, _ = forward((world,), (tokens,), logits=logits, length=tokens.shape[1], remat=remat)
     return out[0], kept.worlds[0]

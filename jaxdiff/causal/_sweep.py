@@ -16,7 +16,7 @@ from jaxdiff.edits import Edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, ModelConfig, stack
 from jaxdiff.models._check import checked
-from jaxdiff.models._sites import canonical_site, layer_and_part
+from jaxdiff.models._sites import HEADS, canonical_site, layer_and_part, sites
 from jaxdiff.models._traces import traced
 from jaxdiff.types import HostOrDevice
 
@@ -209,9 +209,21 @@ def _check(spec: ModelConfig, edit: Edit, tokens: HostOrDevice, over: Mapping[st
             "layers can be swept at a `*` site only", where=edit.site, fix="write blocks.*.…"
         )
     sizes = {"layers": spec.n_layers, "positions": tokens.shape[1], "rows": tokens.shape[0]}
+    site = canonical_site(spec, edit.site)
+    part = layer_and_part(site)[1]
+    if part in HEADS:
+        sizes["heads"] = int(sites(spec)[site.replace(".*.", ".0.", 1)][HEADS[part]])
     for name, size in sizes.items():
         values = over.get(name)
-        if values is None or isinstance(values, jax.Array) or values.dtype == bool:
+        if values is None or isinstance(values, jax.Array):
+            continue
+        if values.dtype == bool and values.ndim == 1:
+            raise JaxdiffError(
+                f"a mask of {name} selects, and is no axis",
+                where="sweep: over",
+                fix="give numbers, or several masks: one a row",
+            )
+        if values.dtype == bool:
             continue
         low = 0 if name == "layers" else -size
         outside = values[(values < low) | (values >= size)]

@@ -84,7 +84,10 @@ class FromWorld:
         """Returns the other model's value."""
         if not 0 <= self.world < len(at.others):
             raise TypeError(f"there is no world {self.world} before this one")
-        other = at.others[self.world].astype(value.dtype)
+        other = at.others[self.world]
+        if other is None:
+            raise TypeError(f"world {self.world} has no value at this site")
+        other = other.astype(value.dtype)
         if self.weight is not None:
             weight = jnp.asarray(self.weight).astype(value.dtype)
             other = jnp.einsum("...e,de->...d", other, weight)

@@ -1,10 +1,10 @@
-"""Language models as arguments: load, run with taps on named sites, save; Llama and Gemma 2.
+"""Language models as arguments: load, run with taps and edits at named sites, generate, save.
 
     lm = load("meta-llama/Llama-3.2-1B", dtype=jnp.bfloat16)
     _, acts = run(lm, tokens, taps=("blocks.8.resid_post",), logits=False)
 
-`run` is pure: put it under `jax.jit(..., static_argnames=("taps", "logits"))`, or differentiate it
-with respect to `lm.params`.
+`run` is pure and compiled: differentiate it, with respect to `lm.params` or the leaves of an edit,
+or use it inside programs of your own. `registry.py` lists the architectures.
 """
 
 from typing import TYPE_CHECKING

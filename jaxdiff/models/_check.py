@@ -33,15 +33,31 @@ def checked(
     edits: Sequence[Edit],
     tokens: HostOrDevice,
     attention: str = "plain",
+    *,
+    own_positions: bool = False,
 ) -> Checked:
     """Returns what is asked by canonical names.
 
+    Args:
+        spec: The model.
+        taps: What is read.
+        edits: What is changed.
+        tokens: What the model runs.
+        attention: Kind of attention.
+        own_positions: Whether positions are not those of the rows, and so cannot be checked here.
+
     Raises:
-        JaxdiffError: If a site or a position does not exist, a tap's name is taken, or the fused
-            kernel cannot do what is asked.
+        JaxdiffError: If the tokens are none, a site or a position does not exist, a tap's name is
+            taken, or the fused kernel cannot do what is asked.
     """
-    if isinstance(taps, str) or not isinstance(edits, Sequence):
+    _check_tokens(tokens)
+    if isinstance(taps, str) or not (isinstance(taps, Sequence) and isinstance(edits, Sequence)):
         raise JaxdiffError("taps and edits are tuples", fix="put one into a tuple: (tap,)")
+    strange = [edit for edit in edits if not isinstance(edit, Edit)]
+    if strange:
+        raise JaxdiffError(
+            f"{type(strange[0]).__name__} is no edit", where="edits", fix="edits.edit(site, op)"
+        )
     skipped = frozenset(_skipped(spec, edit) for edit in edits if _whole_block(edit.site))
     kept = tuple(
         replace(edit, site=canonical_site(spec, edit.site))  # pyright: ignore[reportArgumentType]
@@ -56,7 +72,7 @@ def checked(
             f"several taps are called {', '.join(twice)}", where="taps", fix="give each a `name`"
         )
     _check_skipped(skipped, named, kept)
-    _check_numbers(spec, kept, tokens)
+    _check_numbers(spec, kept, tokens, own_positions)
     _check_attention(spec, (*named, *kept), attention)
     return Checked(named, kept, skipped)
 
@@ -85,7 +101,7 @@ def _check_skipped(skipped: frozenset[int], taps: Sequence[Tap], edits: Sequence
         return
     gone = {str(layer) for layer in skipped}
     lost = [t.site for t in taps if layer_and_part(t.site)[0] in gone | {"*"}]
-    lost += [e.site for e in edits if layer_and_part(e.site)[0] in gone]
+    lost += [e.site for e in edits if layer_and_part(e.site)[0] in gone or _selects(e, skipped)]
     if lost:
         raise JaxdiffError(
             f"a block that is skipped has no values: {', '.join(lost)}",
@@ -94,7 +110,35 @@ def _check_skipped(skipped: frozenset[int], taps: Sequence[Tap], edits: Sequence
         )
 
 
-def _check_numbers(spec: ModelConfig, edits: Sequence[Any], tokens: HostOrDevice) -> None:
+def _selects(edit: Any, layers: frozenset[int]) -> bool:
+    """Returns whether an edit of all blocks names one of these, as far as the host knows."""
+    selector = getattr(edit, "layers", None)
+    if selector is None or isinstance(selector, jax.Array):
+        return False
+    numbers = np.asarray(selector)
+    named = np.flatnonzero(numbers) if numbers.dtype == bool else np.ravel(numbers)
+    return not layers.isdisjoint(named.tolist())
+
+
+def _check_tokens(tokens: Any) -> None:
+    """Refuses what is no batch of token ids."""
+    shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", None)
+    if shape is None or dtype is None:
+        given = type(tokens).__name__
+    elif len(shape) != 2 or not np.issubdtype(dtype, np.integer):
+        given = f"{dtype}{list(shape)}"
+    else:
+        return
+    raise JaxdiffError(
+        f"tokens are an integer array [B, T], not {given}",
+        where="tokens",
+        fix="np.asarray(ids)[None] makes a batch of one text",
+    )
+
+
+def _check_numbers(
+    spec: ModelConfig, edits: Sequence[Any], tokens: HostOrDevice, own_positions: bool
+) -> None:
     """Refuses layers, heads, positions and rows that do not exist, where the host knows them."""
     for edit in edits:
         sizes = {"layers": spec.n_layers, "positions": tokens.shape[1], "rows": tokens.shape[0]}
@@ -115,6 +159,8 @@ def _check_numbers(spec: ModelConfig, edits: Sequence[Any], tokens: HostOrDevice
         for name, size in sizes.items():
             value = numbers[name]
             if value is None or isinstance(value, jax.Array):
+                continue
+            if name == "positions" and own_positions:
                 continue
             value = np.asarray(value)
             if value.dtype == bool:

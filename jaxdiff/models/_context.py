@@ -1,5 +1,6 @@
 """What a forward pass knows of its tokens before the first block: positions, documents, windows."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -52,6 +53,15 @@ def place(
     wide = jnp.broadcast_to(positions, real.shape)
     last = jnp.take_along_axis(wide, at_last[:, None], axis=1)[:, 0]
     return At(positions=positions, last=last, real=real, step=step)
+
+
+def in_document(sequences: Int[HostOrDevice, "B T"]) -> Int[Array, "B T"]:
+    """Returns the position of each token in its document, which is a run of equal numbers."""
+    sequences = jnp.asarray(sequences)
+    columns = jnp.broadcast_to(jnp.arange(sequences.shape[1])[None, :], sequences.shape)
+    first = jnp.pad(sequences[:, 1:] != sequences[:, :-1], ((0, 0), (1, 0)))
+    starts = jax.lax.cummax(jnp.where(first, columns, 0), axis=1)
+    return columns - starts
 
 
 def last_column(sequences: Int[HostOrDevice, "B T"]) -> Int[Array, " B"]:

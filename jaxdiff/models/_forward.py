@@ -80,7 +80,7 @@ class Visitor:
     def __init__(self, worlds: Sequence[World], between: Sequence[Between]):
         self.worlds, self.between = worlds, between
         self.kept = Kept(tuple({} for _ in worlds), {})
-        self._seen: dict[str, list[Array]] = {}
+        self._seen: dict[str, dict[int, Array]] = {}
 
     def visit(
         self, w: int, number: str, part: str, value: Array, layer: Array | int | None = None
@@ -95,22 +95,25 @@ class Visitor:
             layer: Number of the block, for the edits.
         """
         names = (f"blocks.{number}.{part}", f"blocks.*.{part}") if number else (part,)
-        world, seen = self.worlds[w], self._seen.setdefault(part, [])
+        world, seen = self.worlds[w], self._seen.setdefault(part, {})
         spec = world.lm.spec
         axes = sites(spec).get(names[0].replace("*", "0"), ())
-        at = replace(world.at, layer=layer, others=tuple(seen), axes=axes, layers=spec.n_layers)
+        # A world without the site, or without the block, has None here.
+        others = tuple(seen.get(i) for i in range(w))
+        at = replace(world.at, layer=layer, others=others, axes=axes, layers=spec.n_layers)
         for edit in world.edits:
             if edit.site in names:
                 value = _edited(edit, value, at)
         for tap in world.taps:
             if tap.site in names:
                 self.kept.worlds[w][tap.name] = tap(value, at)
-        if len(self.worlds) > 1:
-            seen.append(value)
+        seen[w] = value
         if w == len(self.worlds) - 1:
             for asked in self.between:
                 if asked.site in names:
-                    self.kept.between[asked.name] = asked.reduce(tuple(seen), at)
+                    self.kept.between[asked.name] = asked.reduce(
+                        tuple(seen[i] for i in range(w + 1)), at
+                    )
         return value
 
 
@@ -261,7 +264,7 @@ def _loop(
     # The number of the block is part of the program only where something may ask for it.
     numbered = not whole or any(layer_and_part(e.site)[0] == "*" for w in worlds for e in w.edits)
     numbered |= any(layer_and_part(t.site)[0] == "*" for w in worlds for t in w.taps if not t.plain)
-    numbered |= any(cache is not None for cache in caches)
+    numbered |= any(cache is not None for cache in caches) or len(worlds) > 1
 
     def body(carry, inputs):
         (xs, caches), (own, i) = carry, inputs

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxdiff.errors import JaxdiffError
 from jaxdiff.models._check import checked
-from jaxdiff.models._context import context, last_column, place
+from jaxdiff.models._context import context, in_document, last_column, place
 from jaxdiff.models._forward import Between, Kept, Visitor, World, blocks
 from jaxdiff.models._lm import LM, module
 from jaxdiff.models._tap import Edit, Tap
@@ -47,7 +48,8 @@ def run(
         edits: Edits, applied in this order at each site; a tap sees what they made.
         sequences: Document of each token, -1 for padding: tokens see earlier tokens of the same
             document only. One document per row when None.
-        positions: Position in the document [tokens]; the position in the row when None.
+        positions: Position in the document [tokens]. When None, the position in the row, which is
+            as good where positions are rotary; where they are learned, that in the document.
         logits: Whether to return logits; "last": only those of each row's last token.
         attention: "fused" uses the device's fused kernel, except in blocks whose scores or pattern
             are tapped or edited, which is logged.
@@ -62,7 +64,9 @@ def run(
         JaxdiffError: If a site does not exist, an edit or a position does not fit, or the fused
             kernel cannot do what the model needs.
     """
-    asked = checked(lm.spec, taps, edits, tokens, attention)
+    if logits not in (True, False, "last"):
+        raise JaxdiffError(f"logits={logits!r}", fix="it is True, False or 'last'")
+    asked = checked(lm.spec, taps, edits, tokens, attention, own_positions=positions is not None)
     out, found = _run(
         lm,
         tokens,
@@ -100,6 +104,8 @@ def world_of(
     """Returns a model on a batch of whole texts; positions are those of the rows when None."""
     if positions is None:
         positions = jnp.arange(tokens.shape[1])[None, :]
+        if sequences is not None and lm.spec.rope is None:
+            positions = in_document(sequences)
     return World(
         lm=lm,
         context=context(lm.spec, positions, sequences),
@@ -155,7 +161,8 @@ def unembed(
 ) -> Float[Array, "B *T V"] | None:
     """Returns the logits of world `w` from its stream after the last block."""
     world, model = visitor.worlds[w], module(visitor.worlds[w].lm)
-    ends = _ends(world, visitor.between)
+    # What one world reads of another must be as long in both.
+    ends = set().union(*(_ends(each, visitor.between) for each in visitor.worlds))
     early = logits == "last" and not ends
     x = last_tokens(x, world.context.sequences) if early else x
     x = visitor.visit(w, "", "final_norm", model.final_norm(x))

@@ -149,7 +149,6 @@ def _aliases(spec: ModelConfig) -> dict[str, str]:
         inner + r"\.attn\.hook_out": raw_attn,
         inner + r"\.mlp\.hook_in": read_mlp,
         inner + r"\.mlp\.hook_out": raw_mlp,
-        inner + r"\.attn\.hook_attn_scores": "attn.scores",
         inner + r"\.attn\.hook_pattern": "attn.pattern",
         inner + r"\.mlp\.hook_pre": "mlp.pre",
         inner + r"\.mlp\.hook_pre_linear": "mlp.up",
@@ -160,8 +159,10 @@ def _aliases(spec: ModelConfig) -> dict[str, str]:
     }
     stream = ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
     aliases |= {hook + part: part for part in stream}
-    aliases |= {inner + rf"\.attn\.hook_{part}": f"attn.{part}" for part in "qkvz"}
-    aliases |= {rf"{inner}\.attn\.{part}\.hook_out": f"attn.{part}" for part in "qkv"}
+    # Their queries and keys come before the norms that some models have there.
+    same = "v" if spec.qk_norm else "qkv"
+    aliases |= {inner + rf"\.attn\.hook_{part}": f"attn.{part}" for part in same + "z"}
+    aliases |= {rf"{inner}\.attn\.{part}\.hook_out": f"attn.{part}" for part in same}
     if spec.post_norms:
         aliases[rf"{layer}\.post_attention_layernorm"] = "attn_out"
         aliases[rf"{layer}\.post_feedforward_layernorm"] = "mlp_out"

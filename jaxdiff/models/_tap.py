@@ -22,7 +22,8 @@ class At:
         real: False at padding.
         layer: Number of the block; None outside of the blocks.
         step: 0 on a text or prompt, s on the s-th token that was generated.
-        others: The same site's values in the worlds before this one, in `run_together`.
+        others: The same site's values in the worlds before this one, in `run_together`; None in a
+            world that has no such site, or skips its block.
         axes: Axes of the value, as `sites` names them.
         layers: Number of blocks of the model.
     """
@@ -32,7 +33,7 @@ class At:
     real: Bool[Array, "B T"] | None = None
     layer: Int[Array, ""] | int | None = None
     step: Int[Array, ""] | int = 0
-    others: tuple[Array, ...] = ()
+    others: tuple[Array | None, ...] = ()
     axes: Shape = field(default=(), metadata={"static": True})
     layers: int = field(default=0, metadata={"static": True})
 

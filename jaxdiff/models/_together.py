@@ -13,7 +13,7 @@ from jaxdiff.models._check import checked
 from jaxdiff.models._forward import Between
 from jaxdiff.models._lm import LM, stacked
 from jaxdiff.models._run import Logits, forward, world_of
-from jaxdiff.models._sites import canonical_site
+from jaxdiff.models._sites import canonical_site, layer_and_part
 from jaxdiff.models._tap import Edit, Tap
 from jaxdiff.models._traces import traced
 from jaxdiff.types import HostOrDevice
@@ -72,7 +72,7 @@ def run_together(
     """
     lms = tuple(lms)
     _check_models(lms)
-    each = [tokens] * len(lms) if tokens.ndim == 2 else list(tokens)
+    each = list(tokens) if getattr(tokens, "ndim", 3) == 3 else [tokens] * len(lms)
     edits = tuple(edits) or ((),) * len(lms)
     if len(each) != len(lms) or len(edits) != len(lms):
         raise JaxdiffError(
@@ -83,6 +83,7 @@ def run_together(
     asked = [
         checked(lm.spec, taps, own, ids) for lm, own, ids in zip(lms, edits, each, strict=True)
     ]
+    _check_between(lms, between, [a.skipped for a in asked])
     canonical = tuple(
         replace(
             b,
@@ -119,6 +120,27 @@ def _run_together(
         worlds, tokens, between, logits=logits, remat=remat, length=tokens[0].shape[1]
     )
     return Together(tuple(out), kept.worlds, kept.between)
+
+
+def _check_between(
+    lms: tuple[LM, ...], between: Sequence[Between], skipped: Sequence[frozenset[int]]
+) -> None:
+    """Refuses what is read between worlds where one of them has no value."""
+    if isinstance(between, Between):
+        raise JaxdiffError("`between` is a tuple", where=between.site, fix="write (Between(...),)")
+    names = [b.name or b.site for b in between]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise JaxdiffError(f"several are called {', '.join(twice)}", where="between")
+    for asked in between:
+        for lm, gone in zip(lms, skipped, strict=True):
+            layer, _ = layer_and_part(canonical_site(lm.spec, asked.site))
+            if gone and (layer == "*" or layer in {str(number) for number in gone}):
+                raise JaxdiffError(
+                    "a block that is skipped in one of the worlds has no values between them",
+                    where=asked.site,
+                    fix="name the sites of other blocks, one by one",
+                )
 
 
 def _as_pytree(reduce: Any) -> Any:

@@ -33,7 +33,9 @@ def at_positions(value: Array, positions: Any, at: At) -> Array:
         hit = hit & at.real[:, None, :]
     shape = (value.shape[0], hit.shape[1])
     tail = (1,) * (value.ndim - 2)
-    columns = jnp.broadcast_to(jnp.argmax(hit, axis=-1), shape).reshape(*shape, *tail)
+    # Packed documents repeat positions; those from the end are of the row's last one.
+    last = hit.shape[-1] - 1 - jnp.argmax(hit[..., ::-1], axis=-1)
+    columns = jnp.broadcast_to(last, shape).reshape(*shape, *tail)
     inside = jnp.broadcast_to(jnp.any(hit, axis=-1), shape).reshape(*shape, *tail)
     found = jnp.take_along_axis(value, columns, axis=1)
     found = jnp.where(inside, found, jnp.asarray(jnp.nan, found.dtype))
