@@ -107,9 +107,8 @@ def _sources(
 ) -> Float[Array, "R M D"]:
     """Returns what the dictionary reads."""
     models, width = dictionary.W_enc.shape[:2]
-    sources = (value,) if models == 1 else (*at.others, value)
-    if any(source is None for source in sources):
-        raise TypeError("a world before this one has no value at this site")
+    everyone = (value,) if models == 1 else (*at.others, value)
+    sources = [source for source in everyone if source is not None]
     if len(sources) != models or value.shape[-1] != width:
         raise TypeError(
             f"the dictionary reads {models} models of width {width}, "
