@@ -69,8 +69,8 @@ def sweep(
     """
     over = {name: _axis(name, values) for name, values in over.items()}
     edit = with_axes(edit, over)
-    _check(lm.spec, edit, tokens, over)
     asked = checked(lm.spec, (), (*edits, edit), tokens)
+    _check(lm.spec, edit, tokens, over)
     if asked.skipped:
         raise JaxdiffError(
             "a sweep cannot skip blocks", where="sweep", fix="Scale attn_out, mlp_out"

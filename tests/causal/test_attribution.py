@@ -80,7 +80,7 @@ def _dictionary(seed=0, latents=12):
         b_dec=draw(1, 16),
         threshold=jnp.zeros(()),
         activation="relu",
-        k=4,
+        k=4.0,
         code_norm="none",
     )
 
@@ -140,5 +140,15 @@ def test_bad_input(llama, clean, corrupt):
         attribute(llama, clean, corrupt, metric, ("blocks.1.attn.pattern",))
     with pytest.raises(JaxdiffError, match="steps=0"):
         attribute(llama, clean, corrupt, metric, steps=0)
+    with pytest.raises(JaxdiffError, match="positions are outside"):
+        attribute(llama, clean, corrupt, metric, edits=(edit("embed", Set(0.0), positions=99),))
     with pytest.raises(JaxdiffError, match="no site"):
         attribute(llama, clean, corrupt, metric, ("blocks.9.resid_post",))
+
+
+def test_bfloat16(llama, clean, corrupt):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), llama)
+    scores = attribute(half, clean, corrupt, metric)["blocks.*.resid_post"]
+    exact = attribute(llama, clean, corrupt, metric)["blocks.*.resid_post"]
+    assert scores.dtype == jnp.float32
+    assert np.corrcoef(np.ravel(scores), np.ravel(exact))[0, 1] > 0.95

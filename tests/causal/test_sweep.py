@@ -185,6 +185,7 @@ def test_edits_of_the_same_stream_are_applied_once(llama, corrupt):
         ({"op.strength": [1.0]}, "no leaf called op.strength"),
         ({"layers": []}, "no axis"),
         ({"positions": 3}, "no axis"),
+        ({"positions": np.array([False, True])}, "is no axis"),
     ],
 )
 def test_bad_axes_are_refused(llama, corrupt, over, message):
@@ -195,3 +196,10 @@ def test_bad_axes_are_refused(llama, corrupt, over, message):
 def test_layers_of_one_site_are_refused(llama, corrupt):
     with pytest.raises(JaxdiffError, match="at a `\\*` site only"):
         sweep(llama, corrupt, edit("blocks.1.mlp_out", Set(0.0)), metric, {"layers": [1]})
+
+
+def test_heads_that_do_not_exist_are_refused(llama, corrupt):
+    """They would read as heads that do nothing."""
+    asked, over = edit("blocks.*.attn.z", Set(0.0)), {"heads": np.arange(8), "layers": [0]}
+    with pytest.raises(JaxdiffError, match="heads to sweep over"):
+        sweep(llama, corrupt, asked, metric, over)

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models import run, sites
+from jaxdiff.models import ModelConfig, init, run, sites
+from jaxdiff.models._check import checked
 from jaxdiff.models._lm import abstract
 from jaxdiff.models.attention import Context, Layer
 from jaxdiff.models.rope import angles
@@ -209,3 +210,21 @@ def test_unknown_token_ids_give_nan_in_their_row(llama, tokens):
     tokens[1, 8] = 24
     logits, _ = go(llama, tokens)
     assert np.isnan(logits[1, 8]).all() and np.isfinite(logits[0]).all()
+
+
+def test_learned_positions_do_not_count_padding(tokens):
+    spec = ModelConfig(
+        vocab_size=24, d_model=16, n_layers=2, n_heads=4, d_mlp=24, rope=None, norm="layer"
+    )
+    lm = init(spec, key=jax.random.key(0))
+    padded = np.pad(tokens, ((0, 0), (3, 0)))
+    sequences = np.pad(np.zeros_like(tokens), ((0, 0), (3, 0)), constant_values=-1)
+    logits = run(lm, padded, sequences=sequences)[0]
+    np.testing.assert_allclose(logits[:, 3:], run(lm, tokens)[0], atol=1e-5)
+
+
+def test_what_is_no_batch_of_tokens_is_refused(llama):
+    """Under the tests' type checks of `run` only the function that it calls can be reached."""
+    for bad in (np.zeros(3, np.int32), np.zeros((1, 3), np.float32)):
+        with pytest.raises(JaxdiffError, match="tokens are an integer array"):
+            checked(llama.spec, (), (), bad)

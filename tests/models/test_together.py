@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.edits import Add, FromWorld, Set, edit
+from jaxdiff.edits import Add, FromWorld, Set, Skip, edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import Between, Tap, init, run, run_together, traces, unstack
 
@@ -148,3 +148,30 @@ def test_models_that_do_not_go_together_are_refused(pair, tokens):
         run_together((pair[0], narrow), tokens, edits=((), (patch,)))
     with pytest.raises(JaxdiffError, match="no world 1"):
         run_together(pair, tokens, edits=((), (edit(SITE, FromWorld(1)),)))
+
+
+def test_a_world_without_the_value_is_never_another_one(pair, tokens):
+    """Worlds keep their numbers where one of them skips the block."""
+    skip, site = edit("blocks.2", Skip()), "blocks.2.resid_post"
+    three = (*pair, pair[0])
+    with pytest.raises(JaxdiffError, match="world 0 has no value"):
+        run_together(three, tokens, edits=((skip,), (), (edit(site, FromWorld(0)),)))
+    found = run_together(three, tokens, edits=((skip,), (), (edit(site, FromWorld(1)),)))
+    source = run(pair[1], tokens, (site,), logits=False)[1][site]
+    _close(found.logits[2], run(pair[0], tokens, (), (edit(site, Set(source)),))[0])
+    for asked in (site, SITE):
+        with pytest.raises(JaxdiffError, match="skipped in one of the worlds"):
+            between = (Between(asked, lambda values, at: values[0]),)
+            run_together(pair, tokens, edits=((skip,), ()), between=between)
+
+
+def test_the_last_logits_can_be_patched(pair, tokens):
+    patch = (edit("logits", FromWorld(0)),)
+    a, b = run_together(pair, tokens, edits=((), patch), logits="last").logits
+    _close(b, a)
+    _close(a, run(pair[0], tokens, logits="last")[0])
+
+
+def test_between_knows_the_layer(pair, tokens):
+    between = (Between(SITE, lambda values, at: at.layer + 0),)
+    assert run_together(pair, tokens, between=between).between[SITE].tolist() == [0, 1, 2, 3]
