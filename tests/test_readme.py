@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-CHAPTER = README.partition("## Reach into a model")[2].partition("\n## ")[0]
-EXAMPLES = re.findall(r"```python\n(.*?)```", CHAPTER, re.S)
+
+@pytest.fixture(scope="module")
+def examples():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    chapter = readme.partition("## Reach into a model")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", chapter, re.S)
 
 
 @pytest.fixture(scope="module")
-def session():
+def session(examples):
     # Printed code is written as a user would: jnp's promotion rules are JAX's own there.
     import jax
 
@@ -20,16 +23,16 @@ def session():
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     jax.config.update("jax_numpy_rank_promotion", "allow")
     names: dict = {}
-    for example in EXAMPLES:
+    for example in examples:
         exec(example, names)
     yield names
     jax.config.update("jax_numpy_dtype_promotion", before[0])
     jax.config.update("jax_numpy_rank_promotion", before[1])
 
 
-def test_there_are_six_examples_of_fewer_than_ten_lines():
-    assert len(EXAMPLES) == 7
-    assert all(len(example.splitlines()) < 10 for example in EXAMPLES)
+def test_each_of_the_six_examples_has_fewer_than_ten_lines(examples):
+    assert len(examples) == 7
+    assert all(len(example.splitlines()) < 10 for example in examples)
 
 
 def test_they_find_what_they_say(session):
