@@ -21,6 +21,7 @@ from jaxdiff.models import LM, At, Tap, canonical_site, sites
 from jaxdiff.models._check import checked
 from jaxdiff.models._run import forward, world_of
 from jaxdiff.models._sites import layer_and_part
+from jaxdiff.models._tap import as_pytree
 from jaxdiff.models._traces import traced
 from jaxdiff.types import HostOrDevice
 
@@ -102,13 +103,11 @@ def attribute(
     at = (at,) if isinstance(at, str) else at
     asked = checked(lm.spec, tuple(_gated(lm, site, per) for site in at), edits, corrupt)
     taps = asked.taps
-    if jax.tree_util.all_leaves([metric]):
-        metric = jax.tree_util.Partial(metric)
     scores = _attribute(
         lm,
         jnp.asarray(clean),
         jnp.asarray(corrupt),
-        metric,
+        as_pytree(metric),
         taps,
         asked.edits,
         sequences,

@@ -18,6 +18,7 @@ from jaxdiff.causal._sweep import sweep
 from jaxdiff.edits import Add, edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, At, ModelConfig, run
+from jaxdiff.models._tap import as_pytree
 from jaxdiff.models._traces import traced
 from jaxdiff.types import HostOrDevice
 
@@ -75,7 +76,7 @@ def attribute_edges(
     """
     _check(clean, corrupt)
     return Edges(
-        *_attribute_edges(lm, jnp.asarray(clean), jnp.asarray(corrupt), _as_pytree(metric)),
+        *_attribute_edges(lm, jnp.asarray(clean), jnp.asarray(corrupt), as_pytree(metric)),
         senders=_senders(lm.spec),
     )
 
@@ -126,7 +127,7 @@ def patch_paths(
         JaxdiffError: If the tokens differ in shape.
     """
     _check(clean, corrupt)
-    metric = _as_pytree(metric)
+    metric = as_pytree(metric)
     n = lm.spec.n_layers
     change, before = _change_and_metric(lm, jnp.asarray(clean), jnp.asarray(corrupt), metric)
 
@@ -182,8 +183,3 @@ def _check(clean: HostOrDevice, corrupt: HostOrDevice) -> None:
             where="paths",
             fix="pad them to the same length",
         )
-
-
-def _as_pytree(metric: Metric) -> Any:
-    plain = jax.tree_util.all_leaves([metric])
-    return jax.tree_util.Partial(metric) if plain else metric

@@ -17,6 +17,7 @@ from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, ModelConfig, stack
 from jaxdiff.models._check import checked
 from jaxdiff.models._sites import HEADS, canonical_site, layer_and_part, sites
+from jaxdiff.models._tap import as_pytree
 from jaxdiff.models._traces import traced
 from jaxdiff.types import HostOrDevice
 
@@ -76,8 +77,6 @@ def sweep(
             "a sweep cannot skip blocks", where="sweep", fix="Scale attn_out, mlp_out"
         )
     *fixed, edit = cast(tuple[Edit, ...], asked.edits)
-    if jax.tree_util.all_leaves([metric]):
-        metric = jax.tree_util.Partial(metric)
     groups: Groups = ()
     if sequences is None and positions is None and not fixed:
         groups = _groups(over.get("positions"), tokens.shape[1])
@@ -87,7 +86,7 @@ def sweep(
         edit,
         tuple(fixed),
         {name: jnp.asarray(values) for name, values in over.items()},
-        metric,
+        as_pytree(metric),
         sequences,
         positions,
         order=tuple(over),

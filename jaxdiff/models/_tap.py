@@ -110,3 +110,9 @@ class Tap:
 
     def _cast(self, leaf: Array) -> Array:
         return leaf.astype(self.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def as_pytree(function: Any) -> Any:
+    """Returns a plain function as part of the program; a pytree that is callable stays as it is."""
+    plain = jax.tree_util.all_leaves([function])
+    return jax.tree_util.Partial(function) if plain else function

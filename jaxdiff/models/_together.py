@@ -14,7 +14,7 @@ from jaxdiff.models._forward import Between
 from jaxdiff.models._lm import LM, stacked
 from jaxdiff.models._run import Logits, forward, world_of
 from jaxdiff.models._sites import canonical_site, layer_and_part
-from jaxdiff.models._tap import Edit, Tap
+from jaxdiff.models._tap import Edit, Tap, as_pytree
 from jaxdiff.models._traces import traced
 from jaxdiff.types import HostOrDevice
 
@@ -88,7 +88,7 @@ def run_together(
         replace(
             b,
             site=canonical_site(lms[-1].spec, b.site),
-            reduce=_as_pytree(b.reduce),
+            reduce=as_pytree(b.reduce),
             name=b.name or b.site,
         )
         for b in between
@@ -141,12 +141,6 @@ def _check_between(
                     where=asked.site,
                     fix="name the sites of other blocks, one by one",
                 )
-
-
-def _as_pytree(reduce: Any) -> Any:
-    """Makes a plain function part of the program; a pytree that is callable stays as it is."""
-    plain = jax.tree_util.all_leaves([reduce])
-    return jax.tree_util.Partial(reduce) if plain else reduce
 
 
 def _check_models(lms: tuple[LM, ...]) -> None:

@@ -56,6 +56,11 @@ class Scope(NamedTuple):
 
 
 def scope_of(source: tuple[Any, ...], target: tuple[Any, ...]) -> Scope:
+    """Checks both sides, each (spec, tokens, layers, positions, site), and pairs their layers.
+
+    Raises:
+        JaxdiffError: If a site is not one of all blocks, or layers or positions do not exist.
+    """
     sides, counts = [], []
     for name, (spec, tokens, layers, positions, site) in {
         "source": source,
