@@ -71,9 +71,12 @@ def make(name: str) -> LM:
     return jax.tree.map(lambda x: x + rng.normal(0, 0.2, x.shape).astype(np.float32), lm)
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def quick_to_compile():
-    """Compiling is most of a test's time; results are compared with tolerances anyway."""
+    """Compiling is most of the time here, and results are compared with tolerances anyway.
+
+    Not of package scope: without an __init__.py that is the session, and other folders compare bits.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
