@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from jaxdiff.models._traces import traces as traces
     from jaxdiff.models.adapters import attach as attach
     from jaxdiff.models.adapters import merge as merge
+    from jaxdiff.models.folding import center_unembedding as center_unembedding
+    from jaxdiff.models.folding import center_writing as center_writing
+    from jaxdiff.models.folding import fold_norms as fold_norms
     from jaxdiff.models.spec import ModelConfig as ModelConfig
     from jaxdiff.models.spec import Rope as Rope
 
@@ -63,6 +66,9 @@ _HOMES = {
     "Between": "_forward",
     "attach": "adapters",
     "merge": "adapters",
+    "fold_norms": "folding",
+    "center_unembedding": "folding",
+    "center_writing": "folding",
     "traces": "_traces",
     "unstack": "_lm",
     "stack": "_lm",
@@ -99,6 +105,9 @@ __all__ = [
     "State",
     "attach",
     "merge",
+    "fold_norms",
+    "center_unembedding",
+    "center_writing",
     "run_together",
     "Together",
     "Between",
