@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from jaxdiff.models._traces import traces as traces
     from jaxdiff.models.adapters import attach as attach
     from jaxdiff.models.adapters import merge as merge
-    from jaxdiff.models.folding import center_unembedding as center_unembedding
-    from jaxdiff.models.folding import center_writing as center_writing
+    from jaxdiff.models.centering import center_unembedding as center_unembedding
+    from jaxdiff.models.centering import center_writing as center_writing
     from jaxdiff.models.folding import fold_norms as fold_norms
     from jaxdiff.models.spec import ModelConfig as ModelConfig
     from jaxdiff.models.spec import Rope as Rope
@@ -67,8 +67,8 @@ _HOMES = {
     "attach": "adapters",
     "merge": "adapters",
     "fold_norms": "folding",
-    "center_unembedding": "folding",
-    "center_writing": "folding",
+    "center_unembedding": "centering",
+    "center_writing": "centering",
     "traces": "_traces",
     "unstack": "_lm",
     "stack": "_lm",

@@ -126,6 +126,17 @@ def test_folded_weights_are_products_and_sums(model):
         np.testing.assert_allclose(after[path], value, rtol=1e-6, atol=1e-6, err_msg=path)
 
 
+def test_what_stays_is_shared(golden):
+    lm = load(golden / "gpt2")
+    before = flatten(lm.params)
+    for change, some in ((fold_norms, "mlp.down"), (center_writing, "mlp.up")):
+        after = flatten(change(lm).params)
+        shared = {path for path, leaf in before.items() if after[path] is leaf}
+        changed = {path for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
+        assert f"blocks.{some}.weight" in shared and shared.isdisjoint(changed)
+        assert shared | changed == before.keys()
+
+
 def test_weights_apart_are_folded_as_stacked_ones(model):
     _close(fold_norms(unstack(model)), unstack(fold_norms(model)), rtol=1e-6, atol=1e-6)
 
