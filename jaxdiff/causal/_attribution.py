@@ -101,7 +101,7 @@ def attribute(
     if steps < 1 or per not in ("position", "head", "unit"):
         raise JaxdiffError(f"steps={steps}, per={per!r}", where="attribute")
     at = (at,) if isinstance(at, str) else at
-    asked = checked(lm.spec, tuple(_gated(lm, site, per) for site in at), edits, corrupt)
+    asked = checked(lm, tuple(_gated(lm, site, per) for site in at), edits, corrupt)
     taps = asked.taps
     scores = _attribute(
         lm,

@@ -14,6 +14,9 @@ from jaxdiff.edits import Edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import At
 
+SELECTORS = frozenset({"layers", "positions", "rows", "heads", "steps"})
+"""Fields of an edit that say where it applies."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -76,8 +79,7 @@ def with_axes(edit: Edit, over: Mapping[str, Any]) -> Edit:
     Raises:
         JaxdiffError: If the edit has no such leaf.
     """
-    selectors = {"layers", "positions", "rows", "heads", "steps"}
-    opened = {n: np.int32(0) for n in over if n in selectors and getattr(edit, n) is None}
+    opened = {n: np.int32(0) for n in over if n in SELECTORS and getattr(edit, n) is None}
     edit = replace(edit, **opened)
     known = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(edit)[0]]
     unknown = sorted(set(over) - set(known))
@@ -85,7 +87,7 @@ def with_axes(edit: Edit, over: Mapping[str, Any]) -> Edit:
         raise JaxdiffError(
             f"this edit has no leaf called {', '.join(unknown)}",
             where="sweep: over",
-            fix=f"leaves are {', '.join([*sorted(selectors), *sorted(set(known) - selectors)])}",
+            fix=f"leaves are {', '.join([*sorted(SELECTORS), *sorted(set(known) - SELECTORS)])}",
         )
     return edit
 

@@ -57,7 +57,12 @@ class Mix:
 
 
 def attribute_edges(
-    lm: LM, clean: Int[HostOrDevice, "B T"], corrupt: Int[HostOrDevice, "B S"], metric: Metric
+    lm: LM,
+    clean: Int[HostOrDevice, "B T"],
+    corrupt: Int[HostOrDevice, "B S"],
+    metric: Metric,
+    *,
+    sequences: Int[HostOrDevice, "B T"] | None = None,
 ) -> Edges:
     """Estimates the effect of patching every edge, in one backward pass (arXiv:2310.10348).
 
@@ -70,29 +75,31 @@ def attribute_edges(
         clean: Token ids of the run whose values are patched in.
         corrupt: Token ids of the run that is patched.
         metric: Of the logits of each row's last token; rows must not depend on each other.
+        sequences: Document of each token, as in `models.run`.
 
     Raises:
         JaxdiffError: If the tokens differ in shape.
     """
     _check(clean, corrupt)
-    return Edges(
-        *_attribute_edges(lm, jnp.asarray(clean), jnp.asarray(corrupt), as_pytree(metric)),
-        senders=_senders(lm.spec),
+    scores = _attribute_edges(
+        lm, jnp.asarray(clean), jnp.asarray(corrupt), as_pytree(metric), sequences
     )
+    return Edges(*scores, senders=_senders(lm.spec))
 
 
 @jax.jit
 @traced("attribute_edges")
 def _attribute_edges(
-    lm: LM, clean: Array, corrupt: Array, metric: Any
+    lm: LM, clean: Array, corrupt: Array, metric: Any, sequences: Array | None
 ) -> tuple[Array, Array, Array]:
     n = lm.spec.n_layers
-    change = _written(lm, clean) - _written(lm, corrupt)
+    change = _written(lm, clean, sequences) - _written(lm, corrupt, sequences)
 
     def measured(weights: tuple[Array, Array, Array]) -> Array:
         readers = ("blocks.*.attn_in", "blocks.*.mlp_in", "blocks.*.resid_post")
         edits = tuple(edit(at, Mix(w, change)) for at, w in zip(readers, weights, strict=True))
-        return jnp.sum(metric(run(lm, corrupt, (), edits, logits="last")[0]))
+        logits, _ = run(lm, corrupt, (), edits, sequences=sequences, logits="last")
+        return jnp.sum(metric(logits))
 
     zeros = jnp.zeros((n, *change.shape[:2]))
     attn, mlp, final = jax.grad(measured)((zeros, zeros, zeros))
@@ -110,6 +117,7 @@ def patch_paths(
     corrupt: Int[HostOrDevice, "B S"],
     metric: Metric,
     *,
+    sequences: Int[HostOrDevice, "B T"] | None = None,
     memory: int = 2**29,
 ) -> Edges:
     """Measures the effect of patching every edge: the metric with it minus the corrupt metric.
@@ -121,6 +129,7 @@ def patch_paths(
         clean: Token ids of the run whose values are patched in.
         corrupt: Token ids of the run that is patched.
         metric: Of the logits of each row's last token.
+        sequences: Document of each token, as in `models.run`.
         memory: Bound on the activations that are computed at once [bytes].
 
     Raises:
@@ -129,11 +138,13 @@ def patch_paths(
     _check(clean, corrupt)
     metric = as_pytree(metric)
     n = lm.spec.n_layers
-    change, before = _change_and_metric(lm, jnp.asarray(clean), jnp.asarray(corrupt), metric)
+    change, before = _change_and_metric(
+        lm, jnp.asarray(clean), jnp.asarray(corrupt), metric, sequences
+    )
 
     def effects(site: str, over: dict[str, Any]) -> Array:
         template = edit(site, Add(change[0]))
-        after = sweep(lm, corrupt, template, metric, over, memory=memory)
+        after = sweep(lm, corrupt, template, metric, over, sequences=sequences, memory=memory)
         return after - jnp.broadcast_to(before, after.shape)
 
     senders, layers = {"op.vector": change}, {"layers": np.arange(n)}
@@ -149,16 +160,17 @@ def patch_paths(
 @jax.jit
 @traced("patch_paths")
 def _change_and_metric(
-    lm: LM, clean: Array, corrupt: Array, metric: Any
+    lm: LM, clean: Array, corrupt: Array, metric: Any, sequences: Array | None
 ) -> tuple[Float[Array, "U B T D"], Array]:
-    change = _written(lm, clean) - _written(lm, corrupt)
-    return change, metric(run(lm, corrupt, logits="last")[0])
+    change = _written(lm, clean, sequences) - _written(lm, corrupt, sequences)
+    return change, metric(run(lm, corrupt, sequences=sequences, logits="last")[0])
 
 
-def _written(lm: LM, tokens: Array) -> Float[Array, "U B T D"]:
+def _written(lm: LM, tokens: Array, sequences: Array | None) -> Float[Array, "U B T D"]:
     """Returns what every sender adds to the stream, in order."""
     sites = ("blocks.0.resid_pre", "blocks.*.attn_out", "blocks.*.mlp_out")
-    first, attn, mlp = run(lm, tokens, sites, logits=False)[1].values()
+    _, found = run(lm, tokens, sites, sequences=sequences, logits=False)
+    first, attn, mlp = found.values()
     blocks = jnp.stack([attn, mlp], axis=1).reshape(-1, *first.shape)
     return jnp.concatenate([first[None], blocks]).astype(jnp.float32)
 

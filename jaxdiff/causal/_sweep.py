@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.causal._cell_runs import Base, chunked, clean_run, from_layer, whole
-from jaxdiff.causal._cells import grid, with_axes
+from jaxdiff.causal._cells import SELECTORS, grid, with_axes
 from jaxdiff.edits import Edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, ModelConfig, stack
 from jaxdiff.models._check import checked
-from jaxdiff.models._sites import HEADS, canonical_site, layer_and_part, sites
+from jaxdiff.models._sites import canonical_site, layer_and_part
 from jaxdiff.models._tap import as_pytree
 from jaxdiff.models._traces import traced
 from jaxdiff.types import HostOrDevice
@@ -70,13 +70,19 @@ def sweep(
     """
     over = {name: _axis(name, values) for name, values in over.items()}
     edit = with_axes(edit, over)
-    asked = checked(lm.spec, (), (*edits, edit), tokens)
-    _check(lm.spec, edit, tokens, over)
+    _check_axes(lm.spec, edit, over)
+    # The edit with all values of its axes: they are checked as its selectors.
+    wide = replace(edit, **{name: over[name] for name in SELECTORS.intersection(over)})
+    asked = checked(lm, (), (*edits, wide), tokens, own_positions=positions is not None)
     if asked.skipped:
         raise JaxdiffError(
             "a sweep cannot skip blocks", where="sweep", fix="Scale attn_out, mlp_out"
         )
-    *fixed, edit = cast(tuple[Edit, ...], asked.edits)
+    *fixed, wide = cast(tuple[Edit, ...], asked.edits)
+    edit = replace(edit, site=wide.site)
+    if "layers" in over:
+        layers = over["layers"]
+        over["layers"] = layers + lm.spec.n_layers * (layers < 0)
     groups: Groups = ()
     if sequences is None and positions is None and not fixed:
         groups = _groups(over.get("positions"), tokens.shape[1])
@@ -201,36 +207,23 @@ def _axis(name: str, values: Any) -> Any:
     return values
 
 
-def _check(spec: ModelConfig, edit: Edit, tokens: HostOrDevice, over: Mapping[str, Any]) -> None:
-    """Refuses values of the host that are outside of the model or the batch."""
+def _check_axes(spec: ModelConfig, edit: Edit, over: Mapping[str, Any]) -> None:
+    """Refuses axes that are none; whether their values exist is checked as those of an edit are."""
     if "layers" in over and layer_and_part(canonical_site(spec, edit.site))[0] != "*":
         raise JaxdiffError(
             "layers can be swept at a `*` site only", where=edit.site, fix="write blocks.*.…"
         )
-    sizes = {"layers": spec.n_layers, "positions": tokens.shape[1], "rows": tokens.shape[0]}
-    site = canonical_site(spec, edit.site)
-    part = layer_and_part(site)[1]
-    if part in HEADS:
-        sizes["heads"] = int(sites(spec)[site.replace(".*.", ".0.", 1)][HEADS[part]])
-    for name, size in sizes.items():
-        values = over.get(name)
-        if values is None or isinstance(values, jax.Array):
-            continue
+    for name in SELECTORS.intersection(over):
+        values = over[name]
         if values.dtype == bool and values.ndim == 1:
             raise JaxdiffError(
                 f"a mask of {name} selects, and is no axis",
                 where="sweep: over",
                 fix="give numbers, or several masks: one a row",
             )
-        if values.dtype == bool:
-            continue
-        low = 0 if name == "layers" else -size
-        outside = values[(values < low) | (values >= size)]
-        if outside.size:
+        if values.dtype != bool and not jnp.issubdtype(values.dtype, jnp.integer):
             raise JaxdiffError(
-                f"{name} to sweep over are outside of the model or batch: {outside.ravel()[0]}",
-                where="sweep: over",
-                fix=f"there are {size} {name}",
+                f"{name} are numbers or masks, not {values.dtype}", where="sweep: over"
             )
 
 

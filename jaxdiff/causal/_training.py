@@ -82,7 +82,7 @@ def train_edits(
     with progress("training edits", steps, "steps") as advance:
         for batch in itertools.islice(batches, steps):
             if not losses:
-                checked(lm.spec, (), tuple(edits), batch["tokens"])
+                checked(lm, (), tuple(edits), batch["tokens"])
             now, state, value = _step(
                 now,
                 state,
@@ -97,7 +97,7 @@ def train_edits(
             )
             losses.append(value)
             advance()
-    _check_losses(losses, steps)
+    check_losses(losses, steps)
     return structure.unflatten((now | fixed)[path] for path in paths), np.asarray(losses)
 
 
@@ -129,10 +129,18 @@ def _step(
         return loss(out, batch)
 
     value, gradient = jax.value_and_grad(objective)(now)
+    now, state = updated(optimizer, gradient, state, now)
+    return now, state, value
+
+
+def updated(
+    optimizer: optax.GradientTransformation, gradient: Any, state: Any, now: Any
+) -> tuple[Any, Any]:
+    """Returns what is trained, and the optimizer's state, after a step."""
     # Optax raises float32 decay rates to int32 counts, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
         updates, state = optimizer.update(gradient, state, now)
-    return jax.tree.map(jnp.add, now, updates), state, value
+    return jax.tree.map(jnp.add, now, updates), state
 
 
 def _is_float(leaf: Any) -> bool:
@@ -141,7 +149,8 @@ def _is_float(leaf: Any) -> bool:
     return array and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def _check_losses(losses: list[Array], steps: int) -> None:
+def check_losses(losses: list[Array], steps: int) -> None:
+    """Refuses the losses of fewer steps than were asked for, `[]` or `[N]` each, and NaN."""
     if len(losses) < steps:
         raise JaxdiffError(
             f"there are {len(losses)} batches for {steps} steps",
@@ -149,9 +158,10 @@ def _check_losses(losses: list[Array], steps: int) -> None:
             fix="lower steps, or repeat the batches: itertools.cycle(batches)",
         )
     finite = np.isfinite(np.asarray(losses))
+    finite = finite.all(axis=tuple(range(1, finite.ndim)))
     if not finite.all():
         raise JaxdiffError(
             f"the loss is not finite from step {int(np.argmin(finite))} on",
             where="loss",
-            fix="lower the learning rate, and look at the loss of the model without the edits",
+            fix="lower the learning rate, and look at what the model says before it is trained",
         )

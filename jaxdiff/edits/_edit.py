@@ -20,6 +20,7 @@ from jaxdiff.edits.ops import Skip
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import At, View
 from jaxdiff.models._sites import HEADS, layer_and_part
+from jaxdiff.models._tap import as_pytree
 
 
 @runtime_checkable
@@ -96,7 +97,8 @@ def edit(
     Args:
         site: Where, by any name that `models.canonical_site` knows. `blocks.*.resid_post` is every
             block, or those that `layers` selects; `blocks.3` takes only `Skip`.
-        op: What is done, an `Op`: `Set`, `Add`, `Scale`, ...
+        op: What is done, an `Op`: `Set`, `Add`, `Scale`, ..., or a function `(value, at) -> value`
+            that is a part of the program.
         view: What of the value the op sees, and how it is written back, a `models.View`.
         layers: Numbers of blocks, or a mask over them; for sites with a `*`.
         positions: Positions of tokens in their text, -1 for the last token of the row that is no
@@ -132,7 +134,7 @@ def edit(
             fix="write blocks.*.… for the site, or leave layers out",
         )
     numbers = {name: _selector(name, s, site) for name, s in given.items()}
-    return Edit(site, _arrays(op), _arrays(view), **numbers)
+    return Edit(site, _arrays(as_pytree(op)), _arrays(view), **numbers)
 
 
 def _check_block(site: str, op: Any, view: Any, selectors: dict[str, Selector]) -> None:

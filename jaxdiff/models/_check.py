@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from jaxdiff.errors import JaxdiffError
+from jaxdiff.models._lm import LM
 from jaxdiff.models._plan import HIDDEN_BY_FUSED
 from jaxdiff.models._sites import HEADS, canonical_site, layer_and_part, sites
-from jaxdiff.models._tap import Edit, Tap
+from jaxdiff.models._tap import Edit, Reducer, Tap, View, as_pytree
 from jaxdiff.models.spec import ModelConfig
 from jaxdiff.types import HostOrDevice
 
@@ -28,7 +29,7 @@ class Checked(NamedTuple):
 
 
 def checked(
-    spec: ModelConfig,
+    lm: LM,
     taps: Sequence[str | Tap],
     edits: Sequence[Edit],
     tokens: HostOrDevice,
@@ -36,10 +37,10 @@ def checked(
     *,
     own_positions: bool = False,
 ) -> Checked:
-    """Returns what is asked by canonical names.
+    """Returns what is asked by canonical names, the model's own edits first.
 
     Args:
-        spec: The model.
+        lm: The model.
         taps: What is read.
         edits: What is changed.
         tokens: What the model runs.
@@ -47,17 +48,15 @@ def checked(
         own_positions: Whether positions are not those of the rows, and so cannot be checked here.
 
     Raises:
-        JaxdiffError: If the tokens are none, a site or a position does not exist, a tap's name is
-            taken, or the fused kernel cannot do what is asked.
+        JaxdiffError: If the tokens are none, a site or a position does not exist, a leaf is no
+            number, a tap's name is taken, or the fused kernel cannot do what is asked.
     """
+    spec = lm.spec
     _check_tokens(tokens)
-    if isinstance(taps, str) or not (isinstance(taps, Sequence) and isinstance(edits, Sequence)):
-        raise JaxdiffError("taps and edits are tuples", fix="put one into a tuple: (tap,)")
-    strange = [edit for edit in edits if not isinstance(edit, Edit)]
-    if strange:
-        raise JaxdiffError(
-            f"{type(strange[0]).__name__} is no edit", where="edits", fix="edits.edit(site, op)"
-        )
+    if isinstance(taps, str) or not isinstance(taps, Sequence):
+        raise JaxdiffError("taps are a tuple", fix="put one into a tuple: (tap,)")
+    check_edits(spec, edits)
+    edits = (*lm.edits, *edits)
     skipped = frozenset(_skipped(spec, edit) for edit in edits if _whole_block(edit.site))
     kept = tuple(
         replace(edit, site=canonical_site(spec, edit.site))  # pyright: ignore[reportArgumentType]
@@ -72,14 +71,58 @@ def checked(
             f"several taps are called {', '.join(twice)}", where="taps", fix="give each a `name`"
         )
     _check_skipped(skipped, named, kept)
+    _check_leaves((*named, *kept))
     _check_numbers(spec, kept, tokens, own_positions)
     _check_attention(spec, (*named, *kept), attention)
     return Checked(named, kept, skipped)
 
 
+def check_edits(spec: ModelConfig, edits: Sequence[Edit]) -> None:
+    """Refuses what are no edits, and edits of sites that the model does not have."""
+    if not isinstance(edits, Sequence):
+        raise JaxdiffError("edits are a tuple", fix="put one into a tuple: (edit,)")
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise JaxdiffError(
+                f"{type(edit).__name__} is no edit", where="edits", fix="edits.edit(site, op)"
+            )
+        if _whole_block(edit.site):
+            _skipped(spec, edit)
+        else:
+            canonical_site(spec, edit.site)
+
+
 def _tap(spec: ModelConfig, tap: str | Tap) -> Tap:
     tap = Tap(tap) if isinstance(tap, str) else tap
-    return replace(tap, site=canonical_site(spec, tap.site), name=tap.name or tap.site)
+    if not isinstance(tap, Tap):
+        raise JaxdiffError(f"{type(tap).__name__} is no tap", where="taps", fix="models.Tap(site)")
+    site = canonical_site(spec, tap.site)
+    for name, part in (("reduce", tap.reduce), ("view", tap.view)):
+        if isinstance(part, type) or part is not None and not isinstance(part, _PARTS[name]):
+            raise JaxdiffError(
+                f"{name}={part!r} is an object that is called with the value",
+                where=tap.site,
+                fix=f"write {part.__name__}(...)" if isinstance(part, type) else "",
+            )
+    reduce = None if tap.reduce is None else as_pytree(tap.reduce)
+    return replace(tap, site=site, reduce=reduce, name=tap.name or tap.site)
+
+
+_PARTS = {"reduce": Reducer, "view": View}
+
+
+def _check_leaves(asked: Sequence[Tap | Edit]) -> None:
+    """Refuses leaves that no program can have as arguments."""
+    for each in asked:
+        for path, leaf in jax.tree_util.tree_flatten_with_path(each)[0]:
+            if not isinstance(leaf, _NUMBERS):
+                name = jax.tree_util.keystr(path).lstrip(".")
+                raise JaxdiffError(
+                    f"{name} is {leaf!r}, which is no number and no array", where=each.site
+                )
+
+
+_NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float)
 
 
 def _whole_block(site: str) -> bool:

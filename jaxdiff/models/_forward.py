@@ -165,11 +165,11 @@ def between_layers(
 ) -> Streams:
     """Runs blocks low to high - 1, both traced: another start compiles nothing anew.
 
-    Reads no taps, and has no gradient: its number of steps is not known beforehand. Edits of
-    `blocks.*` sites apply. A cache, `[N, B, ...]`, is read by any multiple of its B rows and stays
-    as it is.
+    Reads no taps. Edits of `blocks.*` sites apply. A cache, `[N, B, ...]`, is read by any multiple
+    of its B rows and stays as it is.
     """
-    segment = Segment(0, worlds[0].lm.spec.n_layers, False, False, (frozenset(),) * len(xs), True)
+    n = worlds[0].lm.spec.n_layers
+    segment = Segment(0, n, False, False, (frozenset(),) * len(xs), True)
     step = _step(worlds, (), segment, fused=False, remat=False)
     weights = _weights(worlds, length)
 
@@ -180,11 +180,15 @@ def between_layers(
 
         return jax.tree.map(tiled, world.cache)
 
-    def body(i: Array, xs: Streams) -> Streams:
+    def block(xs: Streams, i: Array) -> Streams:
         caches = tuple(cache(world, x, i) for world, x in zip(worlds, xs, strict=True))
         return step(xs, _layer(weights, i), caches, i)[0]
 
-    return jax.lax.fori_loop(low, high, body, xs)
+    def body(xs: Streams, i: Array) -> tuple[Streams, None]:
+        return jax.lax.cond((low <= i) & (i < high), block, lambda xs, _: xs, xs, i), None
+
+    # Blocks outside of the bounds are passed by: a loop of traced length would have no gradient.
+    return jax.lax.scan(body, xs, jnp.arange(n))[0]
 
 
 def _weights(worlds: Sequence[World], length: int) -> tuple[Any, ...]:
@@ -349,20 +353,24 @@ def _gathered(
 
 def _edited(edit: Edit, value: Array, at: At) -> Array:
     """Applies an edit; one that does not fit is refused with both shapes, while tracing."""
+    cause = None
     try:
         new = edit(value, at)
-        problem = "" if (new.shape, new.dtype) == (value.shape, value.dtype) else _type(new)
+        if not isinstance(new, jax.Array):
+            problem = f"it returned {type(new).__name__}"
+        elif (new.shape, new.dtype) == (value.shape, value.dtype):
+            return new
+        else:
+            problem = f"it returned {_type(new)}"
     except (TypeError, ValueError, IndexError) as error:
-        problem = str(error).strip().partition("\n")[0]
-    if problem:
-        leaves = ", ".join(str(list(jnp.shape(leaf))) for leaf in jax.tree.leaves(edit))
-        raise JaxdiffError(
-            f"this edit does not fit the value of its site, {_type(value)} "
-            f"({', '.join(map(str, at.axes))}): {problem}",
-            where=edit.site,
-            fix=f"its leaves have the shapes {leaves}" if leaves else "",
-        )
-    return new
+        cause, problem = error, str(error).strip().partition("\n")[0]
+    leaves = ", ".join(str(list(jnp.shape(leaf))) for leaf in jax.tree.leaves(edit))
+    raise JaxdiffError(
+        f"this edit does not fit the value of its site, {_type(value)} "
+        f"({', '.join(map(str, at.axes))}): {problem}",
+        where=edit.site,
+        fix=f"its leaves have the shapes {leaves}" if leaves else "",
+    ) from cause
 
 
 def _type(value: Array) -> str:

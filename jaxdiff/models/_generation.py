@@ -57,7 +57,7 @@ def asked_of(
 ) -> tuple[tuple[tuple[Edit, ...], tuple[Tap, ...]], frozenset[int]]:
     """Returns edits and taps by canonical names, and the blocks that are skipped."""
     texts = np.broadcast_to(np.int32(0), (rows, columns))
-    found = checked(lm.spec, taps, edits, texts)
+    found = checked(lm, taps, edits, texts)
     return (found.edits, found.taps), found.skipped
 
 

@@ -144,6 +144,12 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
             where=directory,
             fix="save it merged: save(merge(lm), DIRECTORY)",
         )
+    if lm.edits:
+        raise JaxdiffError(
+            "the model carries edits, for which a model's files have no place",
+            where=directory,
+            fix="save them by edits.save, and the model without: replace(lm, edits=())",
+        )
     family = architecture(lm.spec.architecture, where=directory)
     config = family.config(lm.spec) | {
         "architectures": [family.hf_class],

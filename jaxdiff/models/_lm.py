@@ -25,11 +25,13 @@ class LM:
             run in a loop; or a tuple has one dict a layer (`unstack`), and they run one by one.
         graphdef: Structure of the Flax NNX module that the parameters belong to.
         spec: What the model is made of.
+        edits: Edits that belong to the model: whatever runs it applies them first (`with_edits`).
     """
 
     params: Mapping[str, Any]
     graphdef: nnx.GraphDef = field(metadata={"static": True})
     spec: ModelConfig = field(metadata={"static": True})
+    edits: tuple[Any, ...] = ()
 
 
 def stacked(lm: LM) -> bool:
@@ -58,6 +60,15 @@ def stack(lm: LM) -> LM:
         return lm
     blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lm.params["blocks"])
     return replace(lm, params={**lm.params, "blocks": blocks})
+
+
+def untie(lm: LM) -> LM:
+    """Returns the model with an unembedding of its own, equal to the embedding if that was tied."""
+    if not lm.spec.tied:
+        return lm
+    spec = replace(lm.spec, tied=False)
+    params = {**lm.params, "unembedding": lm.params["embedding"]}
+    return replace(lm, params=params, graphdef=abstract(spec)[0], spec=spec)
 
 
 def module(lm: LM) -> Decoder:

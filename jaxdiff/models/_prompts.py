@@ -56,6 +56,10 @@ def prompt_arrays(
     Raises:
         JaxdiffError: If a row is empty, or a token is no token of the model.
     """
+    if isinstance(prompts, str) or isinstance(prompts, Sequence) and _any_text(prompts):
+        raise JaxdiffError(
+            "prompts are token ids, not text", where="prompts", fix="[tokenizer.encode(text)]"
+        )
     if isinstance(prompts, Sequence):
         if mask is not None:
             raise JaxdiffError("lists of tokens need no mask", where="mask", fix="leave it out")
@@ -76,6 +80,10 @@ def prompt_arrays(
         )
     _check_tokens(spec, prompts, mask, empty)
     return prompts, mask
+
+
+def _any_text(prompts: Sequence[Any]) -> bool:
+    return any(isinstance(row, str) for row in prompts)
 
 
 def _check_tokens(spec: ModelConfig, tokens: HostOrDevice, mask: HostOrDevice, empty: bool) -> None:
@@ -101,16 +109,19 @@ def _check_tokens(spec: ModelConfig, tokens: HostOrDevice, mask: HostOrDevice, e
         )
 
 
-def check_length(spec: ModelConfig, mask: HostOrDevice, more: int) -> None:
+def check_length(
+    spec: ModelConfig, mask: HostOrDevice, more: int, before: HostOrDevice | None = None
+) -> None:
     """Refuses texts that are longer than learned positions.
 
     Args:
         spec: The model.
-        mask: True at the tokens of the prompts, `[B, T]`.
+        mask: True at the tokens that are given, `[B, T]`.
         more: Tokens that are run after them.
+        before: Tokens of each row that have been run before, `[B]`.
     """
-    known = on_host(mask)
-    longest = mask.shape[1] if known is None else int(known.sum(axis=1).max())
+    known, past = on_host(mask), 0 if before is None else on_host(before)
+    longest = mask.shape[1] if known is None else int((known.sum(axis=1) + past).max())
     if spec.rope is None and longest + more > spec.context:
         raise JaxdiffError(
             f"a text of {longest} and {more} more tokens is longer than the {spec.context} "

@@ -66,7 +66,7 @@ def run(
     """
     if logits not in (True, False, "last"):
         raise JaxdiffError(f"logits={logits!r}", fix="it is True, False or 'last'")
-    asked = checked(lm.spec, taps, edits, tokens, attention, own_positions=positions is not None)
+    asked = checked(lm, taps, edits, tokens, attention, own_positions=positions is not None)
     out, found = _run(
         lm,
         tokens,
@@ -101,7 +101,21 @@ def world_of(
     positions: HostOrDevice | None = None,
     skipped: frozenset[int] = frozenset(),
 ) -> World:
-    """Returns a model on a batch of whole texts; positions are those of the rows when None."""
+    """Returns a model on a batch of whole texts; positions are those of the rows when None.
+
+    Raises:
+        JaxdiffError: If sequences or positions have another shape than the tokens.
+    """
+    for name, each in (("sequences", sequences), ("positions", positions)):
+        if each is None:
+            continue
+        shape, (b, t) = getattr(each, "shape", None), tokens.shape
+        if shape != (b, t) and (name == "sequences" or shape != (1, t)):
+            given = type(each).__name__ if shape is None else list(shape)
+            raise JaxdiffError(
+                f"{name} are an array with a number for each of tokens [{b}, {t}], not {given}",
+                where=name,
+            )
     if positions is None:
         positions = jnp.arange(tokens.shape[1])[None, :]
         if sequences is not None and lm.spec.rope is None:

@@ -38,7 +38,7 @@ def shapes(
     if isinstance(model, ModelConfig):
         model = LM(params=abstract(model)[1], graphdef=abstract(model)[0], spec=model)
     # Numbers out of range are refused here; in the abstract run they have no value.
-    checked(model.spec, taps, edits, np.broadcast_to(np.int32(0), tokens))
+    checked(model, taps, edits, np.broadcast_to(np.int32(0), tokens))
     ids = jax.ShapeDtypeStruct(tokens, jnp.int32)
     named = tuple(Tap(tap) if isinstance(tap, str) else tap for tap in taps)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models._generation import Generation, asked_of, generated, given
-from jaxdiff.models._lm import LM
+from jaxdiff.models._lm import LM, stacked
 from jaxdiff.models._prompts import (
     Prompts,
     check_length,
@@ -50,6 +50,7 @@ def prefill(
         lm: The model.
         prompts: As in `generate`.
         capacity: Columns of the cache: tokens that the longest row may have, with padding [tokens].
+            The rotations of a longrope model are those of a text of that length.
         mask: As in `generate`.
         edits: As in `generate`.
         taps: As in `generate`.
@@ -98,7 +99,7 @@ def decode(
             edit.
     """
     check_steps(steps)
-    _check_state(lm, state, steps)
+    _check_state(lm, state, np.zeros((len(state.pending), 0), bool), steps)
     asked, skipped = asked_of(lm, taps, edits, *state.sequences.shape)
     return _decode(lm, state, *asked, steps=steps, skipped=skipped)
 
@@ -139,7 +140,8 @@ def extend(
             where="texts",
             fix="give each row one; it may be empty",
         )
-    _check_state(lm, state, tokens.shape[1] + 1)
+    # The last generated token is run as well.
+    _check_state(lm, state, mask, 1)
     asked, skipped = asked_of(lm, taps, edits, *state.sequences.shape)
     return _extend(lm, state, tokens, mask, *asked, skipped=skipped)
 
@@ -166,13 +168,22 @@ def _extend(lm, state, tokens, mask, edits, taps, *, skipped):
     return given(lm, state, tokens, mask, Asked(edits, taps, skipped))
 
 
-def _check_state(lm: LM, state: State, more: int) -> None:
+def _check_state(lm: LM, state: State, mask: HostOrDevice, more: int) -> None:
+    """Refuses a state of another model, and a text and more tokens that it has no room for."""
+    rows, shape = state.sequences.shape[0], (lm.spec.n_kv_heads, state.capacity, lm.spec.head_dim)
+    n, leaves = lm.spec.n_layers, jax.tree.leaves(state.cache)
+    each = {(n, rows, *shape)} if stacked(lm) else {(rows, *shape)}
+    if len(leaves) != (2 if stacked(lm) else 2 * n) or {leaf.shape for leaf in leaves} != each:
+        raise JaxdiffError(
+            "this state was made by another model, or with another layout of its weights",
+            where="state",
+            fix="go on with the model that prefill had; `stack` and `unstack` change the layout",
+        )
     column, lengths = on_host(state.column), on_host(state.lengths)
     if column is None or lengths is None:
         return
-    _check_room(int(column), more, state.capacity)
-    texts = np.ones((1, int(lengths.max())), bool)
-    check_length(lm.spec, texts, more)
+    _check_room(int(column), mask.shape[1] + more, state.capacity)
+    check_length(lm.spec, mask, more, before=lengths)
 
 
 def _check_room(used: int, more: int, capacity: int) -> None:

@@ -70,6 +70,8 @@ def run_together(
     Raises:
         JaxdiffError: If the models do not go together, or as `run` does.
     """
+    if isinstance(lms, LM):
+        raise JaxdiffError("lms are several models", where="run_together", fix="(base, ft)")
     lms = tuple(lms)
     _check_models(lms)
     each = list(tokens) if getattr(tokens, "ndim", 3) == 3 else [tokens] * len(lms)
@@ -80,9 +82,7 @@ def run_together(
             where="run_together",
             fix="give edits as one tuple a model: edits=((), (edit,))",
         )
-    asked = [
-        checked(lm.spec, taps, own, ids) for lm, own, ids in zip(lms, edits, each, strict=True)
-    ]
+    asked = [checked(lm, taps, own, ids) for lm, own, ids in zip(lms, edits, each, strict=True)]
     _check_between(lms, between, [a.skipped for a in asked])
     canonical = tuple(
         replace(

@@ -19,7 +19,7 @@ from typing import Any
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models._adapter_read import Changes, check_names, read_changes, read_report
 from jaxdiff.models._files import resolve
-from jaxdiff.models._lm import LM, abstract
+from jaxdiff.models._lm import LM, abstract, untie
 from jaxdiff.models._low_rank import LowRank, beside, change, join
 from jaxdiff.models._report import LoadReport
 from jaxdiff.models._weights import flatten, unflatten
@@ -57,7 +57,7 @@ def attach(
     folder = resolve(name_or_path, revision=revision)
     changes, report = read_changes(lm.spec, flatten(lm.params), folder)
     _log.info("%s: %s", name_or_path, report)
-    lm = _untie(lm) if _unties(lm.spec, report) else lm
+    lm = untie(lm) if _unties(lm.spec, report) else lm
     return (_merge if merge else _keep)(lm, changes, folder)
 
 
@@ -70,7 +70,7 @@ def merge(lm: LM) -> LM:
         if _factors(path)[0] in flat
     }
     new, _ = change({path: flat[path] for path in updates}, {}, updates)
-    return _rebuilt(flat | new, replace(lm.spec, lora=()))
+    return _rebuilt(lm, flat | new, replace(lm.spec, lora=()))
 
 
 def adapter_report(spec: ModelConfig, folder: Path) -> LoadReport:
@@ -94,18 +94,13 @@ def _unties(spec: ModelConfig, report: LoadReport) -> bool:
     return spec.tied and any(ends.intersection(paths) for paths in report.consumed.values())
 
 
-def _untie(lm: LM) -> LM:
-    flat = flatten(lm.params)
-    return _rebuilt(flat | {"unembedding": flat["embedding"]}, replace(lm.spec, tied=False))
-
-
 def _merge(lm: LM, changes: Changes, folder: Path) -> LM:
     flat = flatten(lm.params)
     updates = {path: join(parts, flat[path].shape) for path, parts in changes.updates.items()}
     touched = {path: flat[path] for path in {**changes.replaced, **updates}}
     new, differs = change(touched, changes.replaced, updates)
     _check_changed(changes, differs, touched, folder)
-    return _rebuilt(flat | new, lm.spec)
+    return _rebuilt(lm, flat | new, lm.spec)
 
 
 def _keep(lm: LM, changes: Changes, folder: Path) -> LM:
@@ -124,7 +119,7 @@ def _keep(lm: LM, changes: Changes, folder: Path) -> LM:
             parts = changes.updates.get(path, {})
             update = beside(weight, join(parts, weight.shape, ranks[_stem(path)]))
             flat |= dict(zip(_factors(path), update, strict=True))
-    return _rebuilt(flat, spec)
+    return _rebuilt(lm, flat, spec)
 
 
 def _stem(path: str) -> str:
@@ -137,8 +132,8 @@ def _factors(path: str) -> tuple[str, str]:
     return f"{stem}.lora_a", f"{stem}.lora_b"
 
 
-def _rebuilt(flat: Mapping[str, Any], spec: ModelConfig) -> LM:
-    return LM(params=unflatten(flat), graphdef=abstract(spec)[0], spec=spec)
+def _rebuilt(lm: LM, flat: Mapping[str, Any], spec: ModelConfig) -> LM:
+    return replace(lm, params=unflatten(flat), graphdef=abstract(spec)[0], spec=spec)
 
 
 def _check_apart(old: ModelConfig, spec: ModelConfig, folder: Path) -> None:

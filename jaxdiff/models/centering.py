@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models._lm import LM
-from jaxdiff.models.folding import check_no_edits, of_each_block, untie, with_leaves
+from jaxdiff.models._lm import LM, untie
+from jaxdiff.models.folding import check_no_edits, of_each_block, with_leaves
 from jaxdiff.models.spec import ModelConfig
 
 _WRITERS = (("attn", "o"), ("mlp", "down"))

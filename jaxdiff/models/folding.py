@@ -16,22 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models._lm import LM, abstract
+from jaxdiff.models._lm import LM, untie
 from jaxdiff.models._weights import flatten, unflatten
 from jaxdiff.models.spec import ModelConfig
 
 Params = Mapping[str, Any]
 
 _READERS = {"attn_norm": ("attn", ("q", "k", "v")), "mlp_norm": ("mlp", ("gate", "up", "router"))}
-
-
-def untie(lm: LM) -> LM:
-    """Returns the model with an unembedding of its own, equal to the embedding if that was tied."""
-    if not lm.spec.tied:
-        return lm
-    spec = replace(lm.spec, tied=False)
-    params = {**lm.params, "unembedding": lm.params["embedding"]}
-    return replace(lm, params=params, graphdef=abstract(spec)[0], spec=spec)
 
 
 def fold_norms(lm: LM) -> LM:

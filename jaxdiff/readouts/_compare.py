@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, At, Between, canonical_site, run_together, sites
@@ -16,6 +16,8 @@ _reducer = jax.tree_util.register_dataclass
 
 class Comparison(NamedTuple):
     """What two models differ in, in float32; sites have a leading axis N where they are `*` sites.
+
+    All of it is NaN at padding, so that it is not averaged over by mistake: use `jnp.nanmean`.
 
     Attributes:
         kl: KL(ft || base) of the predictions after each token [nats].
@@ -51,20 +53,29 @@ def compare(
     Raises:
         JaxdiffError: If the models' values at a site differ in shape, or are no vectors.
     """
+    if isinstance(at, str):
+        raise JaxdiffError("sites are a tuple", where="compare: at", fix=f"at=({at!r},)")
     for site in at:
         _check_site(base, ft, site)
     between = (
         Between("logits", Divergence(), name="kl"),
-        *(Between(site, Alignment(), name=site) for site in at),
+        *(Between(site, Similarity(), name=site) for site in at),
     )
     found = run_together(
         (base, ft), tokens, between=between, sequences=sequences, logits=False
     ).between
+    if sequences is not None:
+        padding = jnp.asarray(sequences) < 0
+        found = jax.tree.map(lambda x: jnp.where(_as_wide(padding, x), jnp.nan, x), found)
     return Comparison(
         kl=found["kl"],
         cosine={site: found[site][0] for site in at},
         distance={site: found[site][1] for site in at},
     )
+
+
+def _as_wide(mask: Bool[Array, "B T"], x: Float[Array, "*N B T"]) -> Bool[Array, "*#N B T"]:
+    return mask.reshape(*(1,) * (x.ndim - 2), *mask.shape)
 
 
 @_reducer
@@ -80,7 +91,7 @@ class Divergence:
 
 @_reducer
 @dataclass(frozen=True)
-class Alignment:
+class Similarity:
     """Between two models' values: their cosine, and their relative distance, `[B, T]` each."""
 
     def __call__(

@@ -61,7 +61,7 @@ def decompose(
             last one.
     """
     check_edits(lm.spec, edits, "decompose")
-    checked(lm.spec, (), edits, tokens)
+    checked(lm, (), edits, tokens)
     positions = checked_positions(positions, tokens.shape[1], where="decompose: positions")
     return _decompose(lm, tokens, tuple(edits), positions, sequences, heads=heads, normed=normed)
 

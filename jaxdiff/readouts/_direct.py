@@ -63,7 +63,7 @@ def direct_logit_attribution(
     """
     right, wrong = checked_tokens(lm.spec, right), checked_tokens(lm.spec, wrong)
     check_edits(lm.spec, edits, "direct_logit_attribution")
-    checked(lm.spec, (), edits, tokens)
+    checked(lm, (), edits, tokens)
     where = "direct_logit_attribution: positions"
     positions = checked_positions(positions, tokens.shape[1], where=where)
     return _direct(lm, tokens, right, wrong, tuple(edits), positions, sequences, heads=heads)

@@ -86,3 +86,15 @@ def test_bad_input(llama, clean, corrupt):
     for f in (attribute_edges, patch_paths):
         with pytest.raises(JaxdiffError, match="pad them"):
             f(llama, clean[:, :3], corrupt, metric)
+
+
+@pytest.mark.parametrize("score", [attribute_edges, patch_paths])
+def test_padding_changes_no_edge(llama, clean, corrupt, score):
+    sequences = np.pad(np.zeros(clean.shape, np.int32), ((0, 0), (0, 2)), constant_values=-1)
+    padded = (np.pad(tokens, ((0, 0), (0, 2)), constant_values=9) for tokens in (clean, corrupt))
+    found = score(llama, *padded, metric, sequences=sequences)
+    expected = score(llama, clean, corrupt, metric)
+    for field in FIELDS:
+        np.testing.assert_allclose(
+            getattr(found, field), getattr(expected, field), atol=1e-5, err_msg=field
+        )

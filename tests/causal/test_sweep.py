@@ -10,7 +10,7 @@ import pytest
 from jaxdiff.causal import sweep
 from jaxdiff.edits import Add, PerLayer, Scale, Set, edit
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models import run, traces, unstack
+from jaxdiff.models import run, traces, unstack, with_edits
 from jaxdiff.readouts import LogitDifference
 
 SITE = "blocks.*.resid_post"
@@ -181,11 +181,13 @@ def test_edits_of_the_same_stream_are_applied_once(llama, corrupt):
     ("over", "message"),
     [
         ({"layers": [4]}, "outside of the model"),
-        ({"positions": [7]}, "outside of the model"),
+        ({"positions": [7]}, "outside of the batch: 7"),
+        ({"layers": [-5]}, "outside of the model: -5"),
         ({"op.strength": [1.0]}, "no leaf called op.strength"),
         ({"layers": []}, "no axis"),
         ({"positions": 3}, "no axis"),
         ({"positions": np.array([False, True])}, "is no axis"),
+        ({"layers": [1.0]}, "layers are numbers or masks, not float64"),
     ],
 )
 def test_bad_axes_are_refused(llama, corrupt, over, message):
@@ -201,5 +203,48 @@ def test_layers_of_one_site_are_refused(llama, corrupt):
 def test_heads_that_do_not_exist_are_refused(llama, corrupt):
     """They would read as heads that do nothing."""
     asked, over = edit("blocks.*.attn.z", Set(0.0)), {"heads": np.arange(8), "layers": [0]}
-    with pytest.raises(JaxdiffError, match="heads to sweep over"):
+    with pytest.raises(JaxdiffError, match="heads are outside of the model: 4, 5"):
         sweep(llama, corrupt, asked, metric, over)
+
+
+def test_layers_count_from_the_end(llama, corrupt):
+    asked = edit(SITE, Scale(0.5), positions=3)
+    some = sweep(llama, corrupt, asked, metric, {"layers": [-1, 1]})
+    np.testing.assert_array_equal(some, sweep(llama, corrupt, asked, metric, {"layers": [3, 1]}))
+
+
+@pytest.mark.parametrize("part", ["resid_post", "mlp_out"])
+def test_gradients_through_the_bounded_loop(llama, corrupt, part):
+    """By the vector that is added and by a strength, against a run a cell."""
+    vector = np.linspace(-1, 1, 16, dtype=np.float32)
+    layers, positions = np.array([0, 2]), np.array([1, 6])
+
+    def swept(vector, strength):
+        asked = edit(f"blocks.*.{part}", Add(vector, strength))
+        over = {"layers": layers, "positions": positions}
+        return jnp.sum(jnp.square(sweep(llama, corrupt, asked, metric, over)))
+
+    def by_hand(vector, strength):
+        return sum(
+            jnp.sum(
+                jnp.square(_one(llama, corrupt, edit(site, Add(vector, strength), positions=p)))
+            )
+            for site in (f"blocks.{i}.{part}" for i in layers)
+            for p in positions
+        )
+
+    for a, b in zip(
+        jax.grad(swept, argnums=(0, 1))(vector, 0.7),
+        jax.grad(by_hand, argnums=(0, 1))(vector, 0.7),
+        strict=True,
+    ):
+        assert np.abs(b).max() > 1e-2
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_edits_of_the_model_are_edits_of_all_cells(llama, corrupt, source):
+    own = (edit("blocks.1.mlp_out", Scale(0.3)), edit("blocks.*.attn_out", Scale(1.1), rows=1))
+    asked, over = edit(SITE, PerLayer(Set(source))), {"layers": [0, 2], "positions": [1, 5]}
+    carried = sweep(with_edits(llama, own), corrupt, asked, metric, over)
+    np.testing.assert_array_equal(carried, sweep(llama, corrupt, asked, metric, over, edits=own))
+    assert np.abs(carried - sweep(llama, corrupt, asked, metric, over)).max() > 1e-3

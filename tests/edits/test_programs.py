@@ -230,9 +230,8 @@ def test_stacked_apart_and_bounded_loops_agree(model, tokens, go, name, edits):
     stacked, _ = go(lm, tokens, edits=edits)
     apart, _ = go(unstack(lm), tokens, edits=edits)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
     def bounded(lm, low, high):
-        world = world_of(lm, tokens, (), checked(lm.spec, (), edits, tokens).edits)
+        world = world_of(lm, tokens, (), checked(lm, (), edits, tokens).edits)
         visitor = Visitor((world,), ())
         x = embed(visitor, 0, jnp.asarray(tokens))
         (x,) = between_layers((world,), (x,), 0, low, length=t)
@@ -241,15 +240,25 @@ def test_stacked_apart_and_bounded_loops_agree(model, tokens, go, name, edits):
 
     np.testing.assert_allclose(apart, stacked, rtol=1e-5, atol=1e-5)
     for low in (0, 2):
-        np.testing.assert_allclose(bounded(lm, low, N), stacked, rtol=1e-5, atol=1e-5)
+        found = jax.jit(bounded, compiler_options=QUICK)(lm, low, N)
+        np.testing.assert_allclose(found, stacked, rtol=1e-5, atol=1e-5)
 
     def loss(edits, lm):
         return jnp.mean(jnp.square(run(lm, tokens, edits=edits)[0]))
 
-    gradient = jax.jit(jax.grad(loss, argnums=1, allow_int=True), compiler_options=QUICK)
-    one, two = gradient(edits, lm), gradient(edits, unstack(lm))
-    for a, b in zip(*(jax.tree.leaves(g.params) for g in (unstack(one), two)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * max(np.abs(a).max(), 1e-2))
+    def bounded_loss(edits, lm):
+        return jnp.mean(jnp.square(bounded(lm, jnp.int32(2), jnp.int32(N))))
+
+    def gradient(loss, lm):
+        by_lm = jax.grad(loss, argnums=1, allow_int=True)
+        return jax.jit(by_lm, compiler_options=QUICK)(edits, lm).params
+
+    one, two = gradient(loss, lm), gradient(loss, unstack(lm))
+    one = unstack(dataclasses.replace(lm, params=one)).params
+    three = unstack(dataclasses.replace(lm, params=gradient(bounded_loss, lm))).params
+    for a, b, c in zip(*map(jax.tree.leaves, (one, two, three)), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4 * max(np.abs(a).max(), 1e-2))
+        np.testing.assert_allclose(c, a, atol=1e-4 * max(np.abs(a).max(), 1e-2))
 
 
 def test_leaves_may_be_mapped(llama, tokens):
@@ -318,7 +327,7 @@ def test_the_fused_attention_hides_nothing_silently(model, tokens, go, caplog):
     with pytest.raises(JaxdiffError, match="no soft cap, which gemma2 needs"):
         run(model("gemma2"), tokens, attention="fused")
     with pytest.raises(JaxdiffError, match="attention='flash'"):
-        checked(lm.spec, (), (), tokens, "flash")
+        checked(lm, (), (), tokens, "flash")
 
 
 def test_half_precision_stays(model, tokens):

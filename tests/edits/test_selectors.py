@@ -181,6 +181,7 @@ def test_numbers_that_do_not_exist_are_refused_when_run(llama, tokens, site, mor
     [
         (lambda: edit("embed", Add), "needs an op"),
         (lambda: edit("embed", 3.0), "needs an op"),
+        (lambda: edit("embed", "zero"), "needs an op"),
         (lambda: edit("embed", Add(1.0), view=Add(1.0)), "no view"),
         (lambda: edit("embed", Add(1.0), view=Subspace), "no view"),
         (lambda: edit("embed", Add(1.0), positions=1.5), "numbers or a mask, not float64"),

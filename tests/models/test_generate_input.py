@@ -9,7 +9,7 @@ import pytest
 from jaxdiff import models
 from jaxdiff.edits import Add, edit
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models import decode, extend, generate, init, pad_left, prefill
+from jaxdiff.models import decode, extend, generate, init, pad_left, prefill, unstack
 
 PROMPTS = np.ones((2, 3), np.int32)
 VECTOR = np.ones(16, np.float32)
@@ -29,6 +29,8 @@ VECTOR = np.ones(16, np.float32)
         (-PROMPTS, 2, {}, "no token -1"),
         (PROMPTS[0], 2, {}, r"prompts are \[B, T\], not \[3\]"),
         ([1, 2, 3], 2, {}, "one list of tokens"),
+        ("hello", 2, {}, "token ids, not text"),
+        (["hello"], 2, {}, "token ids, not text"),
         ([[1, 2], []], 2, {}, "without a token: rows 1"),
         ([], 2, {}, r"prompts are \[B, T\], not \[0, 0\]"),
         (PROMPTS[:, :0], 2, {}, "without a token: rows 0, 1"),
@@ -61,7 +63,22 @@ def test_learned_positions_end(llama):
     state, _ = prefill(lm, PROMPTS, 100)
     with pytest.raises(JaxdiffError, match="3 and 6 more tokens"):
         decode(lm, state, 6)
-    decode(lm, state, 5)
+    state, _ = decode(lm, state, 2)
+    # Five tokens are run and one is pending; the padding of what is appended needs no positions.
+    with pytest.raises(JaxdiffError, match="longer than the 8"):
+        extend(lm, state, [[1, 2, 3], [3]])
+    extend(lm, state, [[1, 2], [3]])
+
+
+def test_a_state_of_another_model_is_refused(llama):
+    state, _ = prefill(llama, PROMPTS, 8)
+    other = init(dataclasses.replace(llama.spec, n_layers=2), key=jax.random.key(0))
+    for lm in (other, unstack(llama)):
+        with pytest.raises(JaxdiffError, match="made by another model, or with another layout"):
+            decode(lm, state, 1)
+        with pytest.raises(JaxdiffError, match="made by another model, or with another layout"):
+            extend(lm, state, [[1], [2]])
+    decode(llama, state, 1)
 
 
 def test_a_capacity_ends(llama):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxdiff.edits import Last, Set, edit
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models import ModelConfig, init, run, sites
+from jaxdiff.models import ModelConfig, Tap, init, run, sites
 from jaxdiff.models._check import checked
 from jaxdiff.models._lm import abstract
+from jaxdiff.models._run import world_of
 from jaxdiff.models.attention import Context, Layer
 from jaxdiff.models.rope import angles
 
@@ -227,4 +229,58 @@ def test_what_is_no_batch_of_tokens_is_refused(llama):
     """Under the tests' type checks of `run` only the function that it calls can be reached."""
     for bad in (np.zeros(3, np.int32), np.zeros((1, 3), np.float32)):
         with pytest.raises(JaxdiffError, match="tokens are an integer array"):
-            checked(llama.spec, (), (), bad)
+            checked(llama, (), (), bad)
+
+
+def _tap(**fields):
+    """A tap with fields that the tests' type checks would not let through."""
+    tap = Tap("embed")
+    for name, value in fields.items():
+        object.__setattr__(tap, name, value)
+    return tap
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (dict(sequences=np.zeros((2, 5), np.int32)), r"tokens \[2, 9\], not \[2, 5\]"),
+        (dict(positions=np.zeros((3, 9), np.int32)), r"tokens \[2, 9\], not \[3, 9\]"),
+        (dict(taps=(Tap("embed", reduce=Last),)), r"write Last\(...\)"),
+        (dict(taps=(_tap(reduce=3),)), "reduce=3 is an object that is called"),
+        (dict(taps=(_tap(view=Last()),)), "view=Last.* is an object that is called"),
+        (dict(taps="embed"), "taps are a tuple"),
+        (dict(edits=(edit("embed", Set("x")),)), "op.to is 'x', which is no number"),
+    ],
+)
+def test_what_no_program_can_do_is_refused_before_tracing(llama, tokens, asked, message):
+    # Under the tests' type checks of `run` only the functions that it calls can be reached.
+    with pytest.raises(JaxdiffError, match=message):
+        found = checked(llama, asked.get("taps", ()), asked.get("edits", ()), tokens)
+        more = {name: asked[name] for name in ("sequences", "positions") if name in asked}
+        world_of(llama, tokens, found.taps, found.edits, **more)
+
+
+def test_functions_may_be_ops_and_reducers(llama, tokens):
+    def halve(value, at):
+        return 0.5 * value
+
+    def peak(value, at):
+        return jnp.max(value, axis=-1)
+
+    tap = Tap("blocks.1.mlp_out", reduce=peak)
+    _, acts = run(llama, tokens, (tap,), (edit("blocks.1.mlp_out", halve),))
+    _, plain = run(llama, tokens, ("blocks.1.mlp_out",))
+    np.testing.assert_allclose(
+        acts["blocks.1.mlp_out"], 0.5 * plain["blocks.1.mlp_out"].max(-1), rtol=1e-6
+    )
+
+
+def test_the_error_of_an_op_is_kept(llama, tokens):
+    def wrong(value, at):
+        raise ValueError("no such thing")
+
+    with pytest.raises(JaxdiffError, match="no such thing") as raised:
+        run(llama, tokens, edits=(edit("embed", wrong),))
+    assert isinstance(raised.value.__cause__, ValueError)
+    with pytest.raises(JaxdiffError, match="does not fit the value of its site"):
+        run(llama, tokens, edits=(edit("embed", lambda value, at: None),))

@@ -75,7 +75,7 @@ def make(name: str) -> LM:
 def quick_to_compile():
     """Compiling is most of the time here, and results are compared with tolerances anyway.
 
-    Not of package scope: without an __init__.py that is the session, and other folders compare bits.
+    Not of package scope: without an __init__.py that is the session, and other tests compare bits.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     yield

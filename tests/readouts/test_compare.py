@@ -56,3 +56,16 @@ def test_what_cannot_be_compared_is_refused(pair, tokens):
         compare(pair[0], narrow, tokens, ("blocks.1.mlp.post",))
     with pytest.raises(JaxdiffError, match="cannot be compared"):
         compare(*pair, tokens, ("blocks.1.attn.pattern",))
+
+
+def test_padding_is_no_number_and_a_text_beside_it_is_as_without(pair, tokens):
+    padded = np.concatenate([tokens, np.full((2, 2), 7, np.int32)], axis=1)
+    sequences = np.repeat([[0], [0]], 8, axis=1).astype(np.int32)
+    sequences[:, 6:] = -1
+    found, expected = (
+        compare(*pair, padded, SITES, sequences=sequences),
+        compare(*pair, tokens, SITES),
+    )
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert np.isnan(one[..., 6:]).all()
+        np.testing.assert_allclose(one[..., :6], other, rtol=1e-4, atol=1e-5)
