@@ -1,7 +1,6 @@
 """What is read of source texts, and where it goes in target texts: checked before it runs."""
 
 import functools
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -15,27 +14,6 @@ from jaxdiff.models._traces import traced
 from jaxdiff.readouts._logit_lens import check_width
 from jaxdiff.readouts._positions import Positions, checked_positions
 from jaxdiff.types import HostOrDevice
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Affine:
-    """`weight @ x + bias`: from the hidden states of one model to those of another.
-
-    Attributes:
-        weight: `[E, D]`.
-        bias: `[E]`.
-    """
-
-    weight: Any
-    bias: Any = 0.0
-
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
-        """Maps the last axis, in float32."""
-        weight = jnp.asarray(self.weight).astype(jnp.float32)
-        bias = jnp.broadcast_to(jnp.asarray(self.bias).astype(jnp.float32), weight.shape[:1])
-        y = jnp.einsum("...d,ed->...e", x.astype(jnp.float32), weight)
-        return y + bias[(None,) * (y.ndim - 1)]
 
 
 class Side(NamedTuple):

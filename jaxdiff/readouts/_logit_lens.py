@@ -14,6 +14,7 @@ from jaxdiff.models import LM, At, Edit, ModelConfig, Tap, canonical_site, run, 
 from jaxdiff.models._check import checked
 from jaxdiff.models._lm import module
 from jaxdiff.models._traces import traced
+from jaxdiff.readouts._affine import check_through, of_layer
 from jaxdiff.readouts._positions import Positions, at_positions, checked_positions
 from jaxdiff.readouts._reading import Reader, Reading, check_k, checked_tokens
 from jaxdiff.types import HostOrDevice
@@ -36,6 +37,7 @@ class Lens:
         targets: Token ids `[]`, `[B]`, `[B, T]`, or `[B, T, K]` of several, where 1 stands for all.
         reference: Logits `[B, T, V]` that what is read is compared with.
         positions: Positions that are read, as in `logit_lens`; targets and reference are theirs.
+        through: An `Affine` of each layer, `[N, E, D]`, that the value passes before the norm.
         k: How many of the likeliest tokens are kept.
         logits: Whether the logits are kept too.
     """
@@ -44,6 +46,7 @@ class Lens:
     targets: Any = None
     reference: Any = None
     positions: Any = None
+    through: Any = None
     k: int = field(default=5, metadata={"static": True})
     logits: bool = field(default=False, metadata={"static": True})
 
@@ -51,6 +54,8 @@ class Lens:
         """Returns what the logits of a value of the residual stream's width say."""
         model = module(self.lm)
         value = at_positions(value, self.positions, at)
+        if self.through is not None:
+            value = of_layer(self.through, value, at, self.lm.spec.d_model)
 
         def read(x: Array, targets: Any, reference: Any) -> Reading:
             reader = Reader(targets, reference, k=self.k, logits=self.logits)
@@ -86,6 +91,7 @@ def logit_lens(
     k: int = 5,
     targets: Any = None,
     kl: bool = False,
+    through: Any = None,
     positions: Any = None,
     logits: bool = False,
     edits: Sequence[Edit] = (),
@@ -95,8 +101,9 @@ def logit_lens(
 
         logits = unembed(final_norm(stream of the layer))
 
-    The final norm, the unembedding and the soft cap are the model's. Layers are read inside the
-    program, one at a time, so that only what is kept of the logits is ever stored.
+    With `through`, a map of each layer comes first: see `train_lens` and `jacobian_lens`. The final
+    norm, the unembedding and the soft cap are the model's. Layers are read inside the program, one
+    at a time, so that only what is kept of the logits is ever stored.
 
         lens = logit_lens(lm, tokens, targets=answer, kl=True)
         lens.tokens[:, 0, -1, 0]      # the likeliest next token at each layer
@@ -113,6 +120,7 @@ def logit_lens(
             for all; T are the positions that are read.
         kl: Whether each layer's distribution is compared with the model's own, for which the model
             is run once more.
+        through: An `Affine` of each layer: weight `[N, D, D]`, bias `[N, D]`.
         positions: Positions that are read, `[P]`, or `[B, P]`, for each row its own, -1 is the last
             token that is no padding; one number leaves out the axis of positions. All when None.
         logits: Whether the logits of all layers are returned too, `[N, B, T, V]`.
@@ -123,15 +131,19 @@ def logit_lens(
         What is kept, `[N, B, T, ...]`, or without N at one layer.
 
     Raises:
-        JaxdiffError: If there is no such site, it is not as wide as the stream, or k, a target or a
-            position does not exist.
+        JaxdiffError: If there is no such site, it is not as wide as the stream, k, a target or a
+            position does not exist, or `through` has no map of each layer.
     """
     check_width(lm.spec, site)
     check_k(lm.spec, k)
     targets = checked_tokens(lm.spec, targets)
     positions = checked_positions(positions, tokens.shape[1], where="logit_lens: positions")
     checked(lm.spec, (site,), edits, tokens)
-    lens = Lens(lm, targets, None, positions, k=k, logits=logits)
+    if through is not None:
+        inside = canonical_site(lm.spec, site).startswith("blocks.")
+        shape = (lm.spec.n_layers, lm.spec.d_model, lm.spec.d_model)
+        check_through(through, shape, inside=inside, where="logit_lens: through")
+    lens = Lens(lm, targets, None, positions, through, k=k, logits=logits)
     return _logit_lens(lm, tokens, Tap(site, reduce=lens), tuple(edits), sequences, kl=kl)
 
 
