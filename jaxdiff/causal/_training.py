@@ -82,7 +82,7 @@ def train_edits(
     with progress("training edits", steps, "steps") as advance:
         for batch in itertools.islice(batches, steps):
             if not losses:
-                checked(lm.spec, (), tuple(edits), batch["tokens"])
+                checked(lm, (), tuple(edits), batch["tokens"])
             now, state, value = _step(
                 now,
                 state,

@@ -10,9 +10,9 @@ from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
     from jaxdiff.readouts._affine import Affine as Affine
-    from jaxdiff.readouts._compare import Alignment as Alignment
     from jaxdiff.readouts._compare import Comparison as Comparison
     from jaxdiff.readouts._compare import Divergence as Divergence
+    from jaxdiff.readouts._compare import Similarity as Similarity
     from jaxdiff.readouts._compare import compare as compare
     from jaxdiff.readouts._decompose import decompose as decompose
     from jaxdiff.readouts._direct import direct_logit_attribution as direct_logit_attribution
@@ -38,7 +38,7 @@ _HOMES = {
     "compare": "_compare",
     "Divergence": "_compare",
     "Comparison": "_compare",
-    "Alignment": "_compare",
+    "Similarity": "_compare",
     "Affine": "_affine",
     "Entropy": "metrics",
     "KL": "metrics",

@@ -138,7 +138,7 @@ def logit_lens(
     check_k(lm.spec, k)
     targets = checked_tokens(lm.spec, targets)
     positions = checked_positions(positions, tokens.shape[1], where="logit_lens: positions")
-    checked(lm.spec, (site,), edits, tokens)
+    checked(lm, (site,), edits, tokens)
     if through is not None:
         inside = canonical_site(lm.spec, site).startswith("blocks.")
         shape = (lm.spec.n_layers, lm.spec.d_model, lm.spec.d_model)
