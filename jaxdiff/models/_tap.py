@@ -88,6 +88,8 @@ class Tap:
         view: What of the value is read.
         reduce: What is made of it.
         dtype: What the result's floats are stored as; the model's own when None.
+        offload: Whether the result is in the host's memory, to which each block's goes as it is
+            computed, so that the device never holds all of them.
         name: Key of the result; the site as it was written when empty.
     """
 
@@ -95,18 +97,21 @@ class Tap:
     view: View | None = None
     reduce: Reducer | None = None
     dtype: str | None = field(default=None, metadata={"static": True})
+    offload: bool = field(default=False, metadata={"static": True})
     name: str = field(default="", metadata={"static": True})
 
     @property
     def plain(self) -> bool:
-        """Whether the value is kept as it is."""
-        return self.view is None and self.reduce is None and self.dtype is None
+        """Whether the value is kept as it is, where it is."""
+        kept = self.view is None and self.reduce is None and self.dtype is None
+        return kept and not self.offload
 
     def __call__(self, value: Array, at: At) -> Any:
         """Returns what is kept of a value."""
         seen = value if self.view is None else self.view.get(value, at)
         kept = seen if self.reduce is None else self.reduce(seen, at)
-        return kept if self.dtype is None else jax.tree.map(self._cast, kept)
+        kept = kept if self.dtype is None else jax.tree.map(self._cast, kept)
+        return jax.device_put(kept, jax.memory.Space.Host) if self.offload else kept
 
     def _cast(self, leaf: Array) -> Array:
         return leaf.astype(self.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

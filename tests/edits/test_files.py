@@ -283,7 +283,7 @@ def test_what_cannot_be_saved_is_named():
     with pytest.raises(JaxdiffError, match="Mine cannot be saved") as error:
         dumps((edit("embed", Backward(Mine())),))
     assert error.value.where == "0.op.op"
-    with pytest.raises(JaxdiffError, match="function cannot be saved"):
+    with pytest.raises(JaxdiffError, match="Partial cannot be saved"):
         dumps((edit("embed", lambda value, at: value),))
     with pytest.raises(JaxdiffError, match="a traced leaf"):
         jax.jit(lambda v: dumps((edit("embed", Add(v)),)))(_V)

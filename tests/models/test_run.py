@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxdiff.edits import Last, Set, edit
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models import ModelConfig, Tap, init, run, sites
+from jaxdiff.models import ModelConfig, Tap, init, run, sites, unstack
 from jaxdiff.models._check import checked
 from jaxdiff.models._lm import abstract
 from jaxdiff.models._run import world_of
@@ -284,3 +284,15 @@ def test_the_error_of_an_op_is_kept(llama, tokens):
     assert isinstance(raised.value.__cause__, ValueError)
     with pytest.raises(JaxdiffError, match="does not fit the value of its site"):
         run(llama, tokens, edits=(edit("embed", lambda value, at: None),))
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
+def test_offloaded_values_are_in_the_hosts_memory(llama, tokens, apart):
+    lm, site = unstack(llama) if apart else llama, "blocks.*.resid_post"
+    here = run(lm, tokens, (site, "final_norm"))[1]
+    taps = (Tap(site, offload=True), Tap("final_norm", reduce=Last(), offload=True))
+    there = run(lm, tokens, taps)[1]
+    assert {x.sharding.memory_kind for x in there.values()} == {"pinned_host"}
+    assert {x.sharding.memory_kind for x in here.values()} == {"device"}
+    np.testing.assert_allclose(there[site], here[site], rtol=1e-6)
+    np.testing.assert_allclose(there["final_norm"], here["final_norm"][:, -1], rtol=1e-6)
