@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     *(("errors", "lazy"), ("types", "mesh", "config", "manifest", "checkpoint", "progress")),
+    ("descent",),
     *(("dictionaries",), ("models",), ("edits",), ("causal", "readouts"), ("text",)),
     *(("activations",), ("training",), ("stats",), ("diffing",), ("organisms",), ("report",)),
     *(("pipeline",), ("cli",)),

@@ -184,8 +184,10 @@ def _edit(tap: Tap, gate: Gate) -> Edit:
 
 def _gated(lm: LM, site: str | Tap, per: Per) -> Tap:
     tap = Tap(site) if isinstance(site, str) else site
-    if tap.reduce is not None:
-        raise JaxdiffError("a reduced value cannot be gated", where=tap.site, fix="use a view")
+    if tap.reduce is not None or tap.offload:
+        raise JaxdiffError(
+            "a value that is reduced or offloaded cannot be gated", where=tap.site, fix="use a view"
+        )
     canonical = canonical_site(lm.spec, tap.site)
     axes = sites(lm)[canonical.replace(".*.", ".0.", 1)]
     if axes[:2] != ("B", "T") and per != "unit" or per == "head" and len(axes) != 4:

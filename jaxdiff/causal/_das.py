@@ -183,4 +183,7 @@ def _random(lm: LM, key: Key[Array, ""]) -> LM:
     """Returns a model of the same kind with random weights, where those of the model are."""
     new = init(lm.spec, key=key)
     new = new if stacked(lm) else unstack(new)
-    return jax.tree.map(lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new, lm)
+    params = jax.tree.map(
+        lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new.params, lm.params
+    )
+    return replace(lm, params=params)

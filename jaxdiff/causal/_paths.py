@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 from jaxdiff.causal._sweep import sweep
 from jaxdiff.edits import Add, edit
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models import LM, At, ModelConfig, run
+from jaxdiff.models import LM, At, ModelConfig, canonical_site, run
+from jaxdiff.models._sites import layer_and_part
 from jaxdiff.models._tap import as_pytree
 from jaxdiff.models._traces import traced
 from jaxdiff.types import HostOrDevice
@@ -78,9 +79,9 @@ def attribute_edges(
         sequences: Document of each token, as in `models.run`.
 
     Raises:
-        JaxdiffError: If the tokens differ in shape.
+        JaxdiffError: If the tokens differ in shape, or the model carries an edit of the stream.
     """
-    _check(clean, corrupt)
+    _check(lm, clean, corrupt)
     scores = _attribute_edges(
         lm, jnp.asarray(clean), jnp.asarray(corrupt), as_pytree(metric), sequences
     )
@@ -133,9 +134,9 @@ def patch_paths(
         memory: Bound on the activations that are computed at once [bytes].
 
     Raises:
-        JaxdiffError: If the tokens differ in shape.
+        JaxdiffError: If the tokens differ in shape, or the model carries an edit of the stream.
     """
-    _check(clean, corrupt)
+    _check(lm, clean, corrupt)
     metric = as_pytree(metric)
     n = lm.spec.n_layers
     change, before = _change_and_metric(
@@ -188,10 +189,21 @@ def _upstream(spec: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     return (senders < before_attn).astype(np.float32), (senders < before_mlp).astype(np.float32)
 
 
-def _check(clean: HostOrDevice, corrupt: HostOrDevice) -> None:
+def _check(lm: LM, clean: HostOrDevice, corrupt: HostOrDevice) -> None:
     if clean.shape != corrupt.shape:
         raise JaxdiffError(
             f"clean tokens are {list(clean.shape)}, corrupt ones {list(corrupt.shape)}",
             where="paths",
             fix="pad them to the same length",
         )
+    for own in lm.edits:
+        part = layer_and_part(canonical_site(lm.spec, own.site))[1]
+        if part.startswith("resid_") or part in _READERS:
+            raise JaxdiffError(
+                f"the model carries an edit of {own.site}: readers do not read what senders write",
+                where="paths",
+                fix="edit what is inside of attentions and MLPs, or what they write",
+            )
+
+
+_READERS = ("attn_in", "mlp_in", "final_norm", "logits")

@@ -16,6 +16,7 @@ from jaxdiff.edits import Edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, ModelConfig, stack
 from jaxdiff.models._check import checked
+from jaxdiff.models._prompts import on_host
 from jaxdiff.models._sites import canonical_site, layer_and_part
 from jaxdiff.models._tap import as_pytree
 from jaxdiff.models._traces import traced
@@ -60,7 +61,8 @@ def sweep(
         edits: Edits that all cells have besides, applied before.
         sequences: Document of each token, as in `models.run`.
         positions: Position of each token, as in `models.run`.
-        memory: Bound on the activations of the cells that run at once [bytes].
+        memory: Bound on the activations of the cells that run at once [bytes]; a gradient keeps
+            those of all cells.
 
     Returns:
         What the metric returns, with the axes of `over` before its own.
@@ -72,7 +74,8 @@ def sweep(
     edit = with_axes(edit, over)
     _check_axes(lm.spec, edit, over)
     # The edit with all values of its axes: they are checked as its selectors.
-    wide = replace(edit, **{name: over[name] for name in SELECTORS.intersection(over)})
+    known = {name: on_host(over[name]) for name in SELECTORS.intersection(over)}
+    wide = replace(edit, **{n: over[n] if v is None else v for n, v in known.items()})
     asked = checked(lm, (), (*edits, wide), tokens, own_positions=positions is not None)
     if asked.skipped:
         raise JaxdiffError(
@@ -191,6 +194,12 @@ def _in_any_layer(edit: Edit) -> Edit:
     layer, part = layer_and_part(edit.site)
     if layer in ("", "*"):
         return edit
+    if not isinstance(edit, Edit):
+        raise JaxdiffError(
+            f"in a sweep, an edit of one block is made by edits.edit, not {type(edit).__name__}",
+            where=edit.site,
+            fix=f'give it as the op: edit("{edit.site}", op)',
+        )
     return replace(edit, site=f"blocks.*.{part}", layers=jnp.int32(int(layer)))
 
 

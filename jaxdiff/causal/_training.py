@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from jaxdiff.descent import check_losses, updated
 from jaxdiff.edits import Edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, run
@@ -82,7 +83,7 @@ def train_edits(
     with progress("training edits", steps, "steps") as advance:
         for batch in itertools.islice(batches, steps):
             if not losses:
-                checked(lm, (), tuple(edits), batch["tokens"])
+                _check_batch(lm, edits, batch)
             now, state, value = _step(
                 now,
                 state,
@@ -133,35 +134,17 @@ def _step(
     return now, state, value
 
 
-def updated(
-    optimizer: optax.GradientTransformation, gradient: Any, state: Any, now: Any
-) -> tuple[Any, Any]:
-    """Returns what is trained, and the optimizer's state, after a step."""
-    # Optax raises float32 decay rates to int32 counts, which strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, state = optimizer.update(gradient, state, now)
-    return jax.tree.map(jnp.add, now, updates), state
-
-
 def _is_float(leaf: Any) -> bool:
     # Python's numbers are settings, like the strength of a vector.
     array = isinstance(leaf, (*HostOrDevice.__args__, np.generic))
     return array and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def check_losses(losses: list[Array], steps: int) -> None:
-    """Refuses the losses of fewer steps than were asked for, `[]` or `[N]` each, and NaN."""
-    if len(losses) < steps:
+def _check_batch(lm: LM, edits: Sequence[Edit], batch: Batch) -> None:
+    if "tokens" not in batch:
         raise JaxdiffError(
-            f"there are {len(losses)} batches for {steps} steps",
+            f"a batch has {', '.join(batch) or 'nothing'}, and no tokens",
             where="batches",
-            fix="lower steps, or repeat the batches: itertools.cycle(batches)",
+            fix="a batch is a dict: {'tokens': ids, ...}",
         )
-    finite = np.isfinite(np.asarray(losses))
-    finite = finite.all(axis=tuple(range(1, finite.ndim)))
-    if not finite.all():
-        raise JaxdiffError(
-            f"the loss is not finite from step {int(np.argmin(finite))} on",
-            where="loss",
-            fix="lower the learning rate, and look at what the model says before it is trained",
-        )
+    checked(lm, (), tuple(edits), batch["tokens"], own_positions="positions" in batch)

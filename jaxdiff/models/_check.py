@@ -92,6 +92,19 @@ def check_edits(spec: ModelConfig, edits: Sequence[Edit]) -> None:
             canonical_site(spec, edit.site)
 
 
+def check_no_rows(lm: LM, where: str) -> None:
+    """Refuses a model that carries an edit of some rows, where rows are not those of the caller."""
+    for edit in lm.edits:
+        own = (getattr(edit, "rows", None), getattr(getattr(edit, "op", None), "row", None))
+        if any(each is not None for each in own) or np.ndim(getattr(edit, "positions", None)) == 2:
+            raise JaxdiffError(
+                f"the model carries an edit of {edit.site} that differs between rows, and rows are "
+                "put together anew here",
+                where=where,
+                fix="leave it out, or make it the same for all rows",
+            )
+
+
 def _tap(spec: ModelConfig, tap: str | Tap) -> Tap:
     tap = Tap(tap) if isinstance(tap, str) else tap
     if not isinstance(tap, Tap):

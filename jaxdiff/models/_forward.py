@@ -163,7 +163,7 @@ def blocks(
 def between_layers(
     worlds: Sequence[World], xs: Streams, low: Array | int, high: Array | int, *, length: int
 ) -> Streams:
-    """Runs blocks low to high - 1, both traced: another start compiles nothing anew.
+    """Runs blocks low to high - 1; as arrays, other ones compile nothing anew.
 
     Reads no taps. Edits of `blocks.*` sites apply. A cache, `[N, B, ...]`, is read by any multiple
     of its B rows and stays as it is.
@@ -183,6 +183,9 @@ def between_layers(
     def block(xs: Streams, i: Array) -> Streams:
         caches = tuple(cache(world, x, i) for world, x in zip(worlds, xs, strict=True))
         return step(xs, _layer(weights, i), caches, i)[0]
+
+    if isinstance(low, int) and isinstance(high, int):
+        return jax.lax.scan(lambda xs, i: (block(xs, i), None), xs, jnp.arange(low, high))[0]
 
     def body(xs: Streams, i: Array) -> tuple[Streams, None]:
         return jax.lax.cond((low <= i) & (i < high), block, lambda xs, _: xs, xs, i), None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxdiff.errors import JaxdiffError
 from jaxdiff.models._check import checked
 from jaxdiff.models._layout import buffers, laid_out, put, token_axes
 from jaxdiff.models._lm import LM
@@ -58,6 +59,13 @@ def asked_of(
     """Returns edits and taps by canonical names, and the blocks that are skipped."""
     texts = np.broadcast_to(np.int32(0), (rows, columns))
     found = checked(lm, taps, edits, texts)
+    for tap in found.taps:
+        if tap.offload:
+            raise JaxdiffError(
+                "what is read at each step of a generation stays on the device",
+                where=tap.site,
+                fix="leave offload out, and keep less: dtype='bfloat16', or a reducer",
+            )
     return (found.edits, found.taps), found.skipped
 
 

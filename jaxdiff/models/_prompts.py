@@ -56,7 +56,7 @@ def prompt_arrays(
     Raises:
         JaxdiffError: If a row is empty, or a token is no token of the model.
     """
-    if isinstance(prompts, str) or isinstance(prompts, Sequence) and _any_text(prompts):
+    if isinstance(prompts, str) or isinstance(prompts, Sequence) and _has_text(prompts):
         raise JaxdiffError(
             "prompts are token ids, not text", where="prompts", fix="[tokenizer.encode(text)]"
         )
@@ -67,11 +67,18 @@ def prompt_arrays(
             raise JaxdiffError(
                 "the prompts are one list of tokens", where="prompts", fix="write [tokens]"
             )
+        if any(isinstance(token, float) for row in prompts for token in row):
+            raise JaxdiffError("prompts are token ids, not floats", where="prompts")
         prompts, mask = pad_left(prompts)
-    elif mask is None:
-        mask = np.ones(prompts.shape, bool)
-    if prompts.ndim != 2 or not prompts.shape[0]:
-        raise JaxdiffError(f"prompts are [B, T], not {list(prompts.shape)}", where="prompts")
+    shape = getattr(prompts, "shape", None)
+    if shape is None or len(shape) != 2 or not shape[0]:
+        given = type(prompts).__name__ if shape is None else list(shape)
+        raise JaxdiffError(f"prompts are [B, T], not {given}", where="prompts")
+    if not np.issubdtype(prompts.dtype, np.integer):
+        raise JaxdiffError(f"prompts are token ids, not {prompts.dtype}", where="prompts")
+    mask = np.ones(shape, bool) if mask is None else mask
+    if isinstance(mask, list):
+        raise JaxdiffError("the mask is a list", where="mask", fix="np.asarray(mask)")
     if mask.shape != prompts.shape or mask.dtype != bool:
         raise JaxdiffError(
             f"the mask is {mask.dtype}{list(mask.shape)}, the prompts {list(prompts.shape)}",
@@ -82,8 +89,9 @@ def prompt_arrays(
     return prompts, mask
 
 
-def _any_text(prompts: Sequence[Any]) -> bool:
-    return any(isinstance(row, str) for row in prompts)
+def _has_text(prompts: Sequence[Any]) -> bool:
+    each = [row for row in prompts if isinstance(row, (list, tuple, str))]
+    return any(isinstance(row, str) or any(isinstance(x, str) for x in row) for row in each)
 
 
 def _check_tokens(spec: ModelConfig, tokens: HostOrDevice, mask: HostOrDevice, empty: bool) -> None:
@@ -127,7 +135,7 @@ def check_length(
             f"a text of {longest} and {more} more tokens is longer than the {spec.context} "
             f"positions that {spec.architecture} has learned",
             where="steps",
-            fix=f"at most {max(spec.context - longest + 1, 0)} steps follow these prompts",
+            fix=f"there are positions for {max(spec.context - longest, 0)} more",
         )
 
 

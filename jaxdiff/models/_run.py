@@ -36,16 +36,17 @@ def run(
 
     The structure of taps and edits (which, where) decides the program, which is compiled once;
     their leaves (vectors, positions, strengths) are arguments of it. Blocks after the last thing
-    asked for are not computed, nor what edits replace. With no taps and no edits the program is the
-    plain model's. `run` is pure: differentiate it, or use it inside programs of your own. Products
-    follow `jax.default_matmul_precision`: on GPU and TPU, float32 weights alone do not make them
-    exact.
+    asked for are not computed, nor what edits replace. With no taps and no edits, here or carried
+    by the model, the program is the plain model's. `run` is pure: differentiate it, or use it
+    inside programs of your own. Products follow `jax.default_matmul_precision`: on GPU and TPU,
+    float32 weights alone do not make them exact.
 
     Args:
         lm: The model; differentiable with respect to `lm.params`.
         tokens: Token ids.
         taps: Sites to read, by any name that `canonical_site` knows, or `Tap`s of them.
-        edits: Edits, applied in this order at each site; a tap sees what they made.
+        edits: Edits, applied in this order at each site, after those that the model carries; a tap
+            sees what they made.
         sequences: Document of each token, -1 for padding: tokens see earlier tokens of the same
             document only. One document per row when None.
         positions: Position in the document [tokens]. When None, the position in the row, which is
@@ -106,16 +107,7 @@ def world_of(
     Raises:
         JaxdiffError: If sequences or positions have another shape than the tokens.
     """
-    for name, each in (("sequences", sequences), ("positions", positions)):
-        if each is None:
-            continue
-        shape, (b, t) = getattr(each, "shape", None), tokens.shape
-        if shape != (b, t) and (name == "sequences" or shape != (1, t)):
-            given = type(each).__name__ if shape is None else list(shape)
-            raise JaxdiffError(
-                f"{name} are an array with a number for each of tokens [{b}, {t}], not {given}",
-                where=name,
-            )
+    check_like_tokens(tokens, sequences, positions)
     if positions is None:
         positions = jnp.arange(tokens.shape[1])[None, :]
         if sequences is not None and lm.spec.rope is None:
@@ -128,6 +120,20 @@ def world_of(
         taps=taps,
         skipped=skipped,
     )
+
+
+def check_like_tokens(tokens: HostOrDevice, sequences: Any, positions: Any) -> None:
+    """Refuses sequences that are not `[B, T]`, and positions that are not `[B, T]` or `[1, T]`."""
+    b, t = tokens.shape
+    for name, each in (("sequences", sequences), ("positions", positions)):
+        shape = getattr(each, "shape", None)
+        if each is None or shape == (b, t) or name == "positions" and shape == (1, t):
+            continue
+        given = type(each).__name__ if shape is None else list(shape)
+        raise JaxdiffError(
+            f"{name} are an array with a number for each of tokens [{b}, {t}], not {given}",
+            where=name,
+        )
 
 
 def forward(

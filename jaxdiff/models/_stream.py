@@ -169,13 +169,19 @@ def _extend(lm, state, tokens, mask, edits, taps, *, skipped):
 
 
 def _check_state(lm: LM, state: State, mask: HostOrDevice, more: int) -> None:
-    """Refuses a state of another model, and a text and more tokens that it has no room for."""
+    """Refuses a used or another model's state, and a text and more tokens without room."""
+    if not isinstance(state.column, jax.core.Tracer) and state.column.is_deleted():
+        raise JaxdiffError(
+            "this state is used up: its memory went to the one that came after it",
+            where="state",
+            fix="go on with the state that decode or extend returned",
+        )
     rows, shape = state.sequences.shape[0], (lm.spec.n_kv_heads, state.capacity, lm.spec.head_dim)
     n, leaves = lm.spec.n_layers, jax.tree.leaves(state.cache)
     each = {(n, rows, *shape)} if stacked(lm) else {(rows, *shape)}
     if len(leaves) != (2 if stacked(lm) else 2 * n) or {leaf.shape for leaf in leaves} != each:
         raise JaxdiffError(
-            "this state was made by another model, or with another layout of its weights",
+            "this state was made by a model of another shape, or another layout of its weights",
             where="state",
             fix="go on with the model that prefill had; `stack` and `unstack` change the layout",
         )
@@ -183,6 +189,10 @@ def _check_state(lm: LM, state: State, mask: HostOrDevice, more: int) -> None:
     if column is None or lengths is None:
         return
     _check_room(int(column), mask.shape[1] + more, state.capacity)
+    done = on_host(state.done)
+    if mask.shape[1] == 0 and done is not None:
+        # Rows that have ended are not gone on with.
+        lengths = np.where(done, 0, lengths)
     check_length(lm.spec, mask, more, before=lengths)
 
 

@@ -88,8 +88,9 @@ class Tap:
         view: What of the value is read.
         reduce: What is made of it.
         dtype: What the result's floats are stored as; the model's own when None.
-        offload: Whether the result is in the host's memory, to which each block's goes as it is
-            computed, so that the device never holds all of them.
+        offload: Whether the result goes to the host's memory, from each block as it is computed, so
+            that the device need not hold all of them. For `run` and `run_together`, not for
+            programs that are differentiated.
         name: Key of the result; the site as it was written when empty.
     """
 

@@ -15,8 +15,8 @@ def with_edits(lm: LM, edits: Sequence[Edit]) -> LM:
         generate(steered, prompts, 32), compare(lm, steered, tokens), sweep(steered, ...)
 
     Everything that runs the model applies them first, and then the edits of its call. They are
-    leaves of the model: another vector compiles nothing anew, and `jax.grad` by the model has a
-    gradient for it. `dataclasses.replace(lm, edits=())` takes all of them off.
+    leaves of the model: another vector compiles nothing anew, and `jax.grad(..., allow_int=True)`
+    by the model has its gradient. `dataclasses.replace(lm, edits=())` takes all of them off.
 
     Args:
         lm: The model.

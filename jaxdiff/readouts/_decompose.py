@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models import LM, At, Edit, ModelConfig, Tap, canonical_site, run
+from jaxdiff.models import LM, At, Edit, ModelConfig, Tap, run
 from jaxdiff.models._check import checked
 from jaxdiff.models._traces import traced
 from jaxdiff.readouts._frozen import FrozenNorm, HeadParts
+from jaxdiff.readouts._head import check_head
 from jaxdiff.readouts._parts import Parts, has_bias, names_of
 from jaxdiff.readouts._positions import at_positions, checked_positions
 from jaxdiff.types import HostOrDevice
@@ -60,10 +61,11 @@ def decompose(
         JaxdiffError: If a position does not exist, or an edit leaves out a block or comes after the
             last one.
     """
+    edits, lm = (*lm.edits, *edits), replace(lm, edits=())
     check_edits(lm.spec, edits, "decompose")
     checked(lm, (), edits, tokens)
     positions = checked_positions(positions, tokens.shape[1], where="decompose: positions")
-    return _decompose(lm, tokens, tuple(edits), positions, sequences, heads=heads, normed=normed)
+    return _decompose(lm, tokens, edits, positions, sequences, heads=heads, normed=normed)
 
 
 @functools.partial(jax.jit, static_argnames=("heads", "normed"), inline=True)
@@ -141,18 +143,13 @@ def parts_along(
 
 def check_edits(spec: ModelConfig, edits: Sequence[Edit], where: str) -> None:
     """Refuses edits under which the stream is no sum of the parts, or not what is unembedded."""
+    check_head(spec, edits, where)
     for edit in edits:
         if edit.site.count(".") == 1 and edit.site.startswith("blocks."):
             raise JaxdiffError(
                 "a block that is skipped has no parts",
                 where=f"{where}: {edit.site}",
                 fix="set its attn_out and mlp_out to 0 instead: Set(0.0)",
-            )
-        if canonical_site(spec, edit.site) in ("final_norm", "logits"):
-            raise JaxdiffError(
-                f"what an edit of {edit.site} does is no part of the stream",
-                where=where,
-                fix="leave it out",
             )
 
 

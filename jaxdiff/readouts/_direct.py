@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -62,11 +63,12 @@ def direct_logit_attribution(
             comes after the last one.
     """
     right, wrong = checked_tokens(lm.spec, right), checked_tokens(lm.spec, wrong)
+    edits, lm = (*lm.edits, *edits), replace(lm, edits=())
     check_edits(lm.spec, edits, "direct_logit_attribution")
     checked(lm, (), edits, tokens)
     where = "direct_logit_attribution: positions"
     positions = checked_positions(positions, tokens.shape[1], where=where)
-    return _direct(lm, tokens, right, wrong, tuple(edits), positions, sequences, heads=heads)
+    return _direct(lm, tokens, right, wrong, edits, positions, sequences, heads=heads)
 
 
 @functools.partial(jax.jit, static_argnames="heads", inline=True)

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, ModelConfig, canonical_site
 from jaxdiff.models._check import checked
+from jaxdiff.models._run import check_like_tokens
 from jaxdiff.readouts._logit_lens import check_width
 from jaxdiff.types import TokenBatch
 
@@ -19,6 +22,10 @@ def texts_of(lm: LM, batch: Any, site: str) -> dict[str, Any]:
         JaxdiffError: If it has no tokens, the model cannot be read at the site, or sequences or
             positions have another shape than the tokens.
     """
+    if isinstance(batch, str):
+        raise JaxdiffError(
+            "batches are a list of batches, not one", where="batches", fix="write [batch]"
+        )
     given = vars(batch) if isinstance(batch, TokenBatch) else batch
     if not isinstance(given, Mapping) or "tokens" not in given:
         raise JaxdiffError(
@@ -28,13 +35,10 @@ def texts_of(lm: LM, batch: Any, site: str) -> dict[str, Any]:
         )
     texts = {name: given[name] for name in _NAMES if given.get(name) is not None}
     checked(lm, (site,), (), texts["tokens"], own_positions="positions" in texts)
-    for name, value in texts.items():
-        if value.shape != texts["tokens"].shape:
-            raise JaxdiffError(
-                f"{name} {list(value.shape)} are one number for each of tokens "
-                f"{list(texts['tokens'].shape)}",
-                where="batches",
-            )
+    check_like_tokens(texts["tokens"], texts.get("sequences"), texts.get("positions"))
+    if "positions" in texts:
+        # Batches are cut into rows.
+        texts["positions"] = jnp.broadcast_to(texts["positions"], texts["tokens"].shape)
     return texts
 
 

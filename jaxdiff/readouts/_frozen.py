@@ -29,7 +29,8 @@ class FrozenNorm:
     @property
     def weight(self) -> Float[Array, " D"]:
         """The factors of the coordinates."""
-        return self.params["weight"].astype(jnp.float32) + jnp.float32(self.spec.norm_offset)
+        weight = self.params["weight"].astype(jnp.float32)
+        return weight + jnp.float32(self.spec.norm_offset) if self.spec.norm == "rms" else weight
 
     @property
     def bias(self) -> Float[Array, " D"] | None:

@@ -77,6 +77,12 @@ def scope_of(source: tuple[Any, ...], target: tuple[Any, ...]) -> Scope:
 
 def hidden_states(lm: LM, target: LM, scope: Scope, through: Any) -> Float[Array, "L B 1 E"]:
     """Returns what the source texts have at their positions, of all source layers."""
+    if isinstance(through, Affine) and jnp.ndim(through.weight) != 2:
+        raise JaxdiffError(
+            f"a weight {list(jnp.shape(through.weight))} is not one map, as a lens has many",
+            where="patchscope: through",
+            fix="give that of one layer: Affine(lens.weight[3], lens.bias[3])",
+        )
     source = scope.source
     hidden = _hidden(lm, source.tokens, source.layers, source.positions, through, site=source.site)
     if hidden.shape[-1] != target.spec.d_model:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.edits import edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, At, ModelConfig, run
+from jaxdiff.models._check import check_no_rows
 from jaxdiff.models._context import in_document
 from jaxdiff.models._traces import traced
 from jaxdiff.progress import progress
@@ -64,6 +65,7 @@ def jacobian_lens(
             than what is left out, or a derivative is not finite.
     """
     check_layers(lm.spec, site)
+    check_no_rows(lm, "jacobian_lens")
     if skip < 0:
         raise JaxdiffError(f"skip={skip}", where="jacobian_lens", fix="it is 0 or more")
     n, d = lm.spec.n_layers, lm.spec.d_model

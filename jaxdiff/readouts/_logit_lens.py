@@ -15,6 +15,7 @@ from jaxdiff.models._check import checked
 from jaxdiff.models._lm import module
 from jaxdiff.models._traces import traced
 from jaxdiff.readouts._affine import check_through, of_layer
+from jaxdiff.readouts._head import check_head
 from jaxdiff.readouts._positions import Positions, at_positions, checked_positions
 from jaxdiff.readouts._reading import Reader, Reading, check_k, checked_tokens
 from jaxdiff.types import HostOrDevice
@@ -52,6 +53,7 @@ class Lens:
 
     def __call__(self, value: Array, at: At) -> Reading:
         """Returns what the logits of a value of the residual stream's width say."""
+        check_head(self.lm.spec, self.lm.edits, "Lens")
         model = module(self.lm)
         value = at_positions(value, self.positions, at)
         if self.through is not None:
@@ -139,6 +141,7 @@ def logit_lens(
     targets = checked_tokens(lm.spec, targets)
     positions = checked_positions(positions, tokens.shape[1], where="logit_lens: positions")
     checked(lm, (site,), edits, tokens)
+    check_head(lm.spec, (*lm.edits, *edits), "logit_lens")
     if through is not None:
         inside = canonical_site(lm.spec, site).startswith("blocks.")
         shape = (lm.spec.n_layers, lm.spec.d_model, lm.spec.d_model)

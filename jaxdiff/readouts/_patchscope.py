@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 from jaxdiff.causal import sweep
 from jaxdiff.edits import Edit, PerLayer, Set, edit
 from jaxdiff.models import LM, At, generate
+from jaxdiff.models._check import check_no_rows
 from jaxdiff.readouts._hidden_states import hidden_states, scope_of
 from jaxdiff.readouts._reading import Reader, Reading, check_k, checked_tokens
 from jaxdiff.types import HostOrDevice
@@ -147,6 +148,7 @@ def patchscope_generate(
         JaxdiffError: As `patchscope` and `models.generate` do.
     """
     target = lm if target is None else target
+    check_no_rows(target, "patchscope_generate")
     scope = scope_of(
         (lm.spec, source_tokens, source_layers, source_positions, source_site),
         (target.spec, target_tokens, target_layers, target_positions, target_site),

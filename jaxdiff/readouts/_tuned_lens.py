@@ -14,13 +14,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from jaxdiff.causal._training import check_losses, updated
+from jaxdiff.descent import check_losses, updated
 from jaxdiff.models import LM, run
 from jaxdiff.models._lm import module
 from jaxdiff.models._traces import traced
 from jaxdiff.progress import progress
 from jaxdiff.readouts._affine import Affine
 from jaxdiff.readouts._fitting import check_layers, texts_of
+from jaxdiff.readouts._head import check_head
 from jaxdiff.readouts.metrics import divergence
 
 
@@ -64,6 +65,7 @@ def train_lens(
             batches, or a loss is no longer finite.
     """
     check_layers(lm.spec, site)
+    check_head(lm.spec, lm.edits, "train_lens")
     n, d = lm.spec.n_layers, lm.spec.d_model
     now = Affine(jnp.zeros((n, d, d)), jnp.zeros((n, d)))
     state, losses = optimizer.init(now), []  # pyright: ignore[reportArgumentType]

@@ -1,5 +1,6 @@
 """Sweeps against one forward pass a cell."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -164,8 +165,9 @@ def _positions(lm, tokens, asked, places):
     return sweep(lm, tokens, asked, metric, {"positions": places, "layers": np.arange(4)})
 
 
-def test_edits_of_the_same_stream_are_applied_once(llama, corrupt):
-    others = (edit("blocks.*.resid_pre", Add(np.ones(16, np.float32))),)
+@pytest.mark.parametrize("where", ["blocks.*.resid_pre", SITE])
+def test_edits_of_the_same_stream_are_applied_once(llama, corrupt, where):
+    others = (edit(where, Add(np.ones(16, np.float32))),)
     for site in ("blocks.*.resid_pre", SITE):
         scores = sweep(
             llama, corrupt, edit(site, Scale(0.5)), metric, {"layers": [0, 2]}, edits=others
@@ -183,6 +185,7 @@ def test_edits_of_the_same_stream_are_applied_once(llama, corrupt):
         ({"layers": [4]}, "outside of the model"),
         ({"positions": [7]}, "outside of the batch: 7"),
         ({"layers": [-5]}, "outside of the model: -5"),
+        ({"layers": jnp.array([3, 9])}, "outside of the model: 9"),
         ({"op.strength": [1.0]}, "no leaf called op.strength"),
         ({"layers": []}, "no axis"),
         ({"positions": 3}, "no axis"),
@@ -248,3 +251,17 @@ def test_edits_of_the_model_are_edits_of_all_cells(llama, corrupt, source):
     carried = sweep(with_edits(llama, own), corrupt, asked, metric, over)
     np.testing.assert_array_equal(carried, sweep(llama, corrupt, asked, metric, over, edits=own))
     assert np.abs(carried - sweep(llama, corrupt, asked, metric, over)).max() > 1e-3
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Mine:
+    site: str = "blocks.1.mlp_out"
+
+    def __call__(self, value, at):
+        return value
+
+
+def test_an_edit_of_ones_own_class_in_one_block_is_refused(llama, corrupt):
+    with pytest.raises(JaxdiffError, match="made by edits.edit, not _Mine"):
+        sweep(llama, corrupt, edit(SITE, Scale(0.5)), metric, {"layers": [0]}, edits=(_Mine(),))

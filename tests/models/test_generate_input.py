@@ -9,7 +9,7 @@ import pytest
 from jaxdiff import models
 from jaxdiff.edits import Add, edit
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models import decode, extend, generate, init, pad_left, prefill, unstack
+from jaxdiff.models import Tap, decode, extend, generate, init, pad_left, prefill, unstack
 
 PROMPTS = np.ones((2, 3), np.int32)
 VECTOR = np.ones(16, np.float32)
@@ -31,6 +31,10 @@ VECTOR = np.ones(16, np.float32)
         ([1, 2, 3], 2, {}, "one list of tokens"),
         ("hello", 2, {}, "token ids, not text"),
         (["hello"], 2, {}, "token ids, not text"),
+        ([["a", "b"]], 2, {}, "token ids, not text"),
+        ([[3.7, 4.2]], 2, {}, "token ids, not floats"),
+        (PROMPTS.astype(np.float32), 2, {}, "token ids, not float32"),
+        (PROMPTS, 2, dict(taps=(Tap("embed", offload=True),)), "stays on the device"),
         ([[1, 2], []], 2, {}, "without a token: rows 1"),
         ([], 2, {}, r"prompts are \[B, T\], not \[0, 0\]"),
         (PROMPTS[:, :0], 2, {}, "without a token: rows 0, 1"),
@@ -74,11 +78,13 @@ def test_a_state_of_another_model_is_refused(llama):
     state, _ = prefill(llama, PROMPTS, 8)
     other = init(dataclasses.replace(llama.spec, n_layers=2), key=jax.random.key(0))
     for lm in (other, unstack(llama)):
-        with pytest.raises(JaxdiffError, match="made by another model, or with another layout"):
+        with pytest.raises(JaxdiffError, match="made by a model of another shape"):
             decode(lm, state, 1)
-        with pytest.raises(JaxdiffError, match="made by another model, or with another layout"):
+        with pytest.raises(JaxdiffError, match="made by a model of another shape"):
             extend(lm, state, [[1], [2]])
     decode(llama, state, 1)
+    with pytest.raises(JaxdiffError, match="this state is used up"):
+        decode(llama, state, 1)
 
 
 def test_a_capacity_ends(llama):

@@ -1,0 +1,22 @@
+"""What reads the last stream: readouts use the model's own final norm and unembedding, unedited."""
+
+from collections.abc import Sequence
+
+from jaxdiff.errors import JaxdiffError
+from jaxdiff.models import Edit, ModelConfig, canonical_site
+
+
+def check_head(spec: ModelConfig, edits: Sequence[Edit], where: str) -> None:
+    """Refuses edits of the final norm or the logits.
+
+    Raises:
+        JaxdiffError: If there is one.
+    """
+    for edit in edits:
+        block = edit.site.count(".") == 1 and edit.site.startswith("blocks.")
+        if not block and canonical_site(spec, edit.site) in ("final_norm", "logits"):
+            raise JaxdiffError(
+                f"an edit of {edit.site} changes the model's logits, and not what is read here",
+                where=where,
+                fix="leave it out",
+            )
