@@ -9,6 +9,10 @@ import importlib
 import importlib.metadata
 from typing import Any
 
+from jaxdiff._xla import avoid_wrong_sums
+
+avoid_wrong_sums()
+
 __version__ = importlib.metadata.version("jaxdiff")
 
 __all__ = [
