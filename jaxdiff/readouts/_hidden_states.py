@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, Tap, canonical_site, run
 from jaxdiff.models._traces import traced
+from jaxdiff.readouts._affine import Affine
 from jaxdiff.readouts._logit_lens import check_width
 from jaxdiff.readouts._positions import Positions, checked_positions
 from jaxdiff.types import HostOrDevice
