@@ -96,7 +96,8 @@ def check_no_rows(lm: LM, where: str) -> None:
     """Refuses a model that carries an edit of some rows, where rows are not those of the caller."""
     for edit in lm.edits:
         own = (getattr(edit, "rows", None), getattr(getattr(edit, "op", None), "row", None))
-        if any(each is not None for each in own) or np.ndim(getattr(edit, "positions", None)) == 2:
+        positions = getattr(edit, "positions", ())
+        if any(each is not None for each in own) or getattr(positions, "ndim", 0) == 2:
             raise JaxdiffError(
                 f"the model carries an edit of {edit.site} that differs between rows, and rows are "
                 "put together anew here",
