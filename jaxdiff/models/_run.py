@@ -185,7 +185,11 @@ def unembed(
     ends = set().union(*(_ends(each, visitor.between) for each in visitor.worlds))
     early = logits == "last" and not ends
     x = last_tokens(x, world.context.sequences) if early else x
-    x = visitor.visit(w, "", "final_norm", model.final_norm(x))
+
+    def seen(scale: Array) -> Array:
+        return visitor.visit(w, "", "final_norm.scale", scale)
+
+    x = visitor.visit(w, "", "final_norm", model.final_norm(x, seen))
     if not logits and "logits" not in ends:
         return None
     y = visitor.visit(w, "", "logits", model.unembed(x))
@@ -197,7 +201,8 @@ def unembed(
 def _ends(world: World, between: Sequence[Between]) -> set[str]:
     """Returns which sites after the blocks are tapped or edited."""
     asked = (*world.edits, *world.taps, *between)
-    return {"final_norm", "logits"}.intersection(each.site for each in asked)
+    ends = {"final_norm.scale", "final_norm", "logits"}
+    return ends.intersection(each.site for each in asked)
 
 
 def last_tokens(

@@ -24,7 +24,8 @@ def sites(model: LM | ModelConfig) -> dict[str, Shape]:
     `mlp_out` what they add to it; `attn.in`, `attn.out`, `mlp.in` and `mlp.out` are what the
     modules themselves read and return, inside the norms that a model has there. `attn.q` and
     `attn.k` come before the rotation, `attn.scores` before the mask, `mlp.pre` before the
-    nonlinearity.
+    nonlinearity. `attn_norm.scale` and the like are what a norm multiplies by, `1 / rms`, in
+    float32: set to those of another run, they make the norm linear.
     """
     return dict(_sites(model.spec if isinstance(model, LM) else model))
 
@@ -85,7 +86,11 @@ def _sites(spec: ModelConfig) -> dict[str, Shape]:
         for i in range(spec.n_layers)
         for part, shape in _block(spec, stream)
     }
-    return first | blocks | {"final_norm": stream, "logits": ("B", "T", spec.vocab_size)}
+    last: dict[str, Shape] = {"final_norm.scale": _SCALE, "final_norm": stream}
+    return first | blocks | last | {"logits": ("B", "T", spec.vocab_size)}
+
+
+_SCALE: Shape = ("B", "T", 1)
 
 
 def _block(spec: ModelConfig, stream: Shape) -> Iterator[tuple[str, Shape]]:
@@ -94,18 +99,22 @@ def _block(spec: ModelConfig, stream: Shape) -> Iterator[tuple[str, Shape]]:
     square: Shape = ("B", spec.n_heads, "T", "S")
     expert = (spec.experts_per_token,) if spec.experts else ()
     hidden: Shape = ("B", "T", *expert, spec.d_mlp)
-    yield from (("resid_pre", stream), ("attn_in", stream), ("attn.in", stream))
+    yield from (("resid_pre", stream), ("attn_in", stream))
+    yield from (("attn_norm.scale", _SCALE),) * spec.pre_norms
+    yield ("attn.in", stream)
     yield from (("attn.q", heads), ("attn.k", kv_heads), ("attn.v", kv_heads))
     yield from (("attn.scores", square), ("attn.pattern", square), ("attn.z", heads))
-    yield from (("attn.out", stream),) * spec.post_norms
+    yield from (("attn.out", stream), ("attn_post_norm.scale", _SCALE)) * spec.post_norms
     yield ("attn_out", stream)
     yield from (("resid_mid", stream),) * (not spec.parallel)
-    yield from (("mlp_in", stream), ("mlp.in", stream))
+    yield ("mlp_in", stream)
+    yield from (("mlp_norm.scale", _SCALE),) * spec.pre_norms
+    yield ("mlp.in", stream)
     yield from (("mlp.router", ("B", "T", spec.experts)),) * bool(spec.experts)
     yield ("mlp.pre", hidden)
     yield from (("mlp.up", hidden),) * spec.gated
     yield ("mlp.post", hidden)
-    yield from (("mlp.out", stream),) * spec.post_norms
+    yield from (("mlp.out", stream), ("mlp_post_norm.scale", _SCALE)) * spec.post_norms
     yield from (("mlp_out", stream), ("resid_post", stream))
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.attention import Attention, Cache, Context, Layer
-from jaxdiff.models.layers import Normal, Tap, norm, softcap
+from jaxdiff.models.layers import LayerNorm, Normal, RMSNorm, Tap, norm, softcap
 from jaxdiff.models.mlp import MLP, Experts
 from jaxdiff.models.spec import ModelConfig
 from jaxdiff.types import HostOrDevice
@@ -41,13 +41,14 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Returns the residual stream after the layer, and the cache."""
         x = tap("resid_pre", x)
-        read = tap("attn.in", _through(self.attn_norm, tap("attn_in", x)))
+        read = tap("attn.in", _through(self.attn_norm, tap("attn_in", x), tap, "attn_norm"))
         out, cache = self.attn(read, context, layer, tap, cache, fused=fused)
-        attn_out = tap("attn_out", _through(self.attn_post_norm, out))
+        attn_out = tap("attn_out", _through(self.attn_post_norm, out, tap, "attn_post_norm"))
         if not self.parallel:
             x = tap("resid_mid", x + attn_out)
-        read = tap("mlp.in", _through(self.mlp_norm, tap("mlp_in", x)))
-        mlp_out = tap("mlp_out", _through(self.mlp_post_norm, self.mlp(read, tap)))
+        read = tap("mlp.in", _through(self.mlp_norm, tap("mlp_in", x), tap, "mlp_norm"))
+        out = self.mlp(read, tap)
+        mlp_out = tap("mlp_out", _through(self.mlp_post_norm, out, tap, "mlp_post_norm"))
         x = x + attn_out + mlp_out if self.parallel else x + mlp_out
         return tap("resid_post", x), cache
 
@@ -84,5 +85,5 @@ class Decoder(nnx.Module):
         return softcap(logits, self.spec.logit_softcap)
 
 
-def _through(norm: nnx.Module | None, x: Array) -> Array:
-    return x if norm is None else norm(x)  # pyright: ignore[reportCallIssue]
+def _through(norm: RMSNorm | LayerNorm | None, x: Array, tap: Tap, name: str) -> Array:
+    return x if norm is None else norm(x, lambda scale: tap(f"{name}.scale", scale))

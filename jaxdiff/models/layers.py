@@ -16,6 +16,9 @@ from jaxdiff.models.spec import ModelConfig
 Tap = Callable[[str, Array], Array]
 """Called as `tap(part, value)` inside a block; returns what the block goes on with."""
 
+Seen = Callable[[Array], Array]
+"""A tap of one value."""
+
 Normal = Callable[..., Array]
 """Draws standard normal numbers: `normal(*shape)`."""
 
@@ -47,10 +50,9 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(jnp.full(shape, 1.0 - spec.norm_offset))
         self.offset, self.eps = spec.norm_offset, spec.norm_eps
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Normalises the last axis."""
-        wide = x.astype(jnp.float32)
-        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+    def __call__(self, x: Float[Array, "*B D"], scale: Seen | None = None) -> Float[Array, "*B D"]:
+        """Normalises the last axis; `scale` sees the scale, and returns what is gone on with."""
+        wide = _scaled(x.astype(jnp.float32), self.eps, scale)
         weight = self.weight[...].astype(jnp.float32) + self.offset
         return (wide * weight[(None,) * (x.ndim - 1)]).astype(x.dtype)
 
@@ -63,13 +65,17 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(shape))
         self.eps = spec.norm_eps
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Normalises the last axis."""
+    def __call__(self, x: Float[Array, "*B D"], scale: Seen | None = None) -> Float[Array, "*B D"]:
+        """Normalises the last axis; `scale` sees the scale, and returns what is gone on with."""
         wide, new = x.astype(jnp.float32), (None,) * (x.ndim - 1)
-        wide -= jnp.mean(wide, axis=-1, keepdims=True)
-        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        wide = _scaled(wide - jnp.mean(wide, axis=-1, keepdims=True), self.eps, scale)
         weight, bias = self.weight[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
         return (wide * weight[new] + bias[new]).astype(x.dtype)
+
+
+def _scaled(x: Float[Array, "*B D"], eps: float, seen: Seen | None) -> Float[Array, "*B D"]:
+    scale = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return x * (scale if seen is None else seen(scale))
 
 
 def norm(*shape: int, spec: ModelConfig) -> RMSNorm | LayerNorm:

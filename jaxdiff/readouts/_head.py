@@ -1,9 +1,11 @@
-"""What reads the last stream: readouts use the model's own final norm and unembedding, unedited."""
+"""What reads the last stream: readouts use the model's own final norm and unembedding."""
 
 from collections.abc import Sequence
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import Edit, ModelConfig, canonical_site
+
+_HEAD = ("final_norm.scale", "final_norm", "logits")
 
 
 def check_head(spec: ModelConfig, edits: Sequence[Edit], where: str) -> None:
@@ -14,7 +16,7 @@ def check_head(spec: ModelConfig, edits: Sequence[Edit], where: str) -> None:
     """
     for edit in edits:
         block = edit.site.count(".") == 1 and edit.site.startswith("blocks.")
-        if not block and canonical_site(spec, edit.site) in ("final_norm", "logits"):
+        if not block and canonical_site(spec, edit.site) in _HEAD:
             raise JaxdiffError(
                 f"an edit of {edit.site} changes the model's logits, and not what is read here",
                 where=where,

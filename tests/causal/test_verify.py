@@ -22,7 +22,7 @@ def test_a_dead_part_is_named(llama, clean):
     dead = blocks["attn"]["o"]["weight"].at[2].set(0.0)
     blocks["attn"] = {**blocks["attn"], "o": {**blocks["attn"]["o"], "weight": dead}}
     broken = dataclasses.replace(llama, params={**llama.params, "blocks": blocks})
-    with pytest.raises(JaxdiffError, match="9 sites") as error:
+    with pytest.raises(JaxdiffError, match="10 sites") as error:
         verify(broken, clean)
     assert "blocks.2.attn.pattern: changing it moves no logit" in error.value.what
     assert "blocks.1" not in error.value.what

@@ -334,3 +334,26 @@ def test_half_precision_stays(model, tokens):
     lm = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model("llama"))
     logits, _ = shapes(lm, tokens.shape, edits=_every(np.ones((COUNT, 3), bool)))
     assert logits.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_with_scales_and_patterns_of_another_run_attention_is_linear(model, tokens, name):
+    """Norms and softmax frozen and the MLPs off, the last stream is affine in the first."""
+    lm = model(name)
+    norms = ["attn_norm", "attn_post_norm"] if lm.spec.post_norms else ["attn_norm"]
+    frozen = (*(f"blocks.*.{norm}.scale" for norm in norms), "blocks.*.attn.pattern")
+    _, kept = run(lm, tokens, frozen, logits=False)
+    fixed = [edit(site, PerLayer(Set(kept[site]))) for site in frozen]
+    off, end = edit("blocks.*.mlp_out", Set(0.0)), f"blocks.{N - 1}.resid_post"
+
+    def last(stream, edits):
+        edits = (edit("blocks.0.resid_pre", Set(stream)), *edits, off)
+        return run(lm, tokens, (end,), edits, logits=False)[1][end]
+
+    rng = np.random.default_rng(8)
+    a, b = (rng.normal(size=(*tokens.shape, D)).astype(np.float32) for _ in range(2))
+    for edits, linear in ((fixed, True), (fixed[:-1], False), (fixed[1:], False)):
+        zero = last(0 * a, edits)
+        sums = last(a, edits) + last(b, edits) - zero
+        error = np.abs(last(a + b, edits) - sums).max() / np.abs(sums).max()
+        assert (error < 1e-5) == linear, (error, len(edits))

@@ -91,3 +91,27 @@ def site_gradients():
         return jax.grad(score)(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), values))
 
     return gradients
+
+
+@pytest.fixture(scope="session")
+def with_scales():
+    """Adds the scales of norms to what a reference computed at the other sites, in float64."""
+
+    def add(spec, found):
+        found = {site: np.asarray(value) for site, value in found.items()}
+
+        def scale(site):
+            x = found[site].astype(np.float64)
+            x = x - x.mean(-1, keepdims=True) if spec.norm == "layer" else x
+            return 1 / np.sqrt((x * x).mean(-1, keepdims=True) + spec.norm_eps)
+
+        norms = {"attn_norm": "attn_in", "mlp_norm": "mlp_in"} if spec.pre_norms else {}
+        if spec.post_norms:
+            norms |= {"attn_post_norm": "attn.out", "mlp_post_norm": "mlp.out"}
+        for i in range(spec.n_layers):
+            for name, read in norms.items():
+                found[f"blocks.{i}.{name}.scale"] = scale(f"blocks.{i}.{read}")
+        found["final_norm.scale"] = scale(f"blocks.{spec.n_layers - 1}.resid_post")
+        return found
+
+    return add

@@ -60,11 +60,11 @@ def _complete(spec, found):
         *((case, False) for case in ("gpt2", "qwen3_moe", "gemma3_text")),
     ],
 )
-def test_logits_and_every_site(golden, case, stacked):
+def test_logits_and_every_site(golden, case, stacked, with_scales):
     lm = load(golden / case, stacked=stacked)
     tokens, expected, _ = _read(golden / case)
     _, found = go(lm, tokens, tuple(sites(lm)))
-    expected = _complete(lm.spec, expected)
+    expected = with_scales(lm.spec, _complete(lm.spec, expected))
     assert expected.keys() == found.keys()
     for site, value in expected.items():
         np.testing.assert_allclose(found[site], value, atol=1e-4, rtol=1e-5, err_msg=site)
