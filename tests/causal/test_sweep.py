@@ -264,4 +264,5 @@ class _Mine:
 
 def test_an_edit_of_ones_own_class_in_one_block_is_refused(llama, corrupt):
     with pytest.raises(JaxdiffError, match="made by edits.edit, not _Mine"):
-        sweep(llama, corrupt, edit(SITE, Scale(0.5)), metric, {"layers": [0]}, edits=(_Mine(),))
+        carrying = with_edits(llama, (_Mine(),))
+        sweep(carrying, corrupt, edit(SITE, Scale(0.5)), metric, {"layers": [0]})
