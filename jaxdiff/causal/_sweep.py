@@ -81,6 +81,13 @@ def sweep(
         raise JaxdiffError(
             "a sweep cannot skip blocks", where="sweep", fix="Scale attn_out, mlp_out"
         )
+    for own in asked.edits:
+        if not isinstance(own, Edit):
+            raise JaxdiffError(
+                f"in a sweep, edits are made by edits.edit, not {type(own).__name__}",
+                where=own.site,
+                fix=f'give it as the op: edit("{own.site}", op)',
+            )
     *fixed, wide = cast(tuple[Edit, ...], asked.edits)
     edit = replace(edit, site=wide.site)
     if "layers" in over:
@@ -194,12 +201,6 @@ def _in_any_layer(edit: Edit) -> Edit:
     layer, part = layer_and_part(edit.site)
     if layer in ("", "*"):
         return edit
-    if not isinstance(edit, Edit):
-        raise JaxdiffError(
-            f"in a sweep, an edit of one block is made by edits.edit, not {type(edit).__name__}",
-            where=edit.site,
-            fix=f'give it as the op: edit("{edit.site}", op)',
-        )
     return replace(edit, site=f"blocks.*.{part}", layers=jnp.int32(int(layer)))
 
 

@@ -262,7 +262,7 @@ class _Mine:
         return value
 
 
-def test_an_edit_of_ones_own_class_in_one_block_is_refused(llama, corrupt):
+def test_an_edit_of_ones_own_class_is_refused(llama, corrupt):
     with pytest.raises(JaxdiffError, match="made by edits.edit, not _Mine"):
         carrying = with_edits(llama, (_Mine(),))
         sweep(carrying, corrupt, edit(SITE, Scale(0.5)), metric, {"layers": [0]})
