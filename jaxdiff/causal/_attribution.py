@@ -70,7 +70,8 @@ def attribute(
     With `steps` above 1, integrated gradients (arXiv:1703.01365): the derivative is averaged over
     that many points of the straight way of all gates from 0 to 1 (midpoints), so that the scores of
     all places add up to the metric with all gates at 1 minus that of the corrupt run, as the number
-    of steps grows.
+    of steps grows. Gates of several layers open together, and each adds its whole difference: for
+    scores of one layer that are complete by themselves, ask for that site alone.
 
     Args:
         lm: The model.

@@ -32,8 +32,8 @@ def save(d: Dictionary, folder: Path, **record: Any) -> None:
     write_atomically(folder / f"{NAME}.json", text.encode())
 
 
-def load(folder: Path) -> Dictionary:
-    """Reads what `save` wrote.
+def load(folder: str | Path) -> Dictionary:
+    """Reads what `save` wrote; `training.read_result` has the normalisation too.
 
     Raises:
         JaxdiffError: If a file is missing or cannot be read, or an array is missing.
@@ -41,6 +41,7 @@ def load(folder: Path) -> Dictionary:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    folder = Path(folder)
     try:
         settings = json.loads((folder / f"{NAME}.json").read_text())["dictionary"]
         arrays = load_file(folder / f"{NAME}.safetensors")

@@ -113,6 +113,7 @@ def _sources(
         raise TypeError(
             f"the dictionary reads {models} models of width {width}, "
             f"here are {len(sources)} of width {value.shape[-1]}"
+            + ("; `models.run_together` runs several" if models > len(sources) else "")
         )
     rows = [source.reshape(-1, width).astype(jnp.float32) for source in sources]
     x = jnp.stack(rows, axis=1)

@@ -229,7 +229,7 @@ def _write_result(folder: Path, result: TrainResult, settings: dict[str, Any]) -
     )
 
 
-def read_result(folder: Path, settings: dict[str, Any] | None = None) -> TrainResult:
+def read_result(folder: str | Path, settings: dict[str, Any] | None = None) -> TrainResult:
     """Reads what `train` left in a folder.
 
     Args:
@@ -239,6 +239,7 @@ def read_result(folder: Path, settings: dict[str, Any] | None = None) -> TrainRe
     Raises:
         JaxdiffError: If it is missing, damaged, or made with other settings.
     """
+    folder = Path(folder)
     dictionary = files.load(folder)
     found = json.loads((folder / f"{files.NAME}.json").read_text())
     if settings is not None:
