@@ -44,9 +44,9 @@ class Gate:
     corrupt: Any = None
 
     def __call__(self, value: Array, at: At) -> Array:
-        """Returns `value + alpha * (clean - corrupt)`; only alpha has a gradient here."""
+        """Returns `value + alpha * (clean - corrupt)`."""
         corrupt = value if self.corrupt is None else self.corrupt
-        step = jax.lax.stop_gradient((self.clean - corrupt).astype(jnp.float32))
+        step = (self.clean - corrupt).astype(jnp.float32)
         return value + (jnp.broadcast_to(self.alpha, step.shape) * step).astype(value.dtype)
 
 

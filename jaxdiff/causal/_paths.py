@@ -51,10 +51,9 @@ class Mix:
     sources: Any
 
     def __call__(self, value: Array, at: At) -> Array:
-        """Returns the value with the sum added; only the weights have a gradient here."""
+        """Returns the value with the sum added."""
         weights = jax.lax.dynamic_index_in_dim(self.weights, at.layer, 0, keepdims=False)
-        sources = jax.lax.stop_gradient(self.sources)
-        return value + jnp.einsum("ub,ubtd->btd", weights, sources).astype(value.dtype)
+        return value + jnp.einsum("ub,ubtd->btd", weights, self.sources).astype(value.dtype)
 
 
 def attribute_edges(

@@ -1,5 +1,7 @@
 """Gates against the explicit formula, patching, and the completeness of integrated gradients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,3 +154,37 @@ def test_bfloat16(llama, clean, corrupt):
     exact = attribute(llama, clean, corrupt, metric)["blocks.*.resid_post"]
     assert scores.dtype == jnp.float32
     assert np.corrcoef(np.ravel(scores), np.ravel(exact))[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_scores_have_gradients_with_respect_to_weights(llama, clean, corrupt, steps):
+    """Those of the explicit formula; with several steps, of finite differences."""
+    site, change = "blocks.*.resid_post", np.random.default_rng(4).normal(size=(24, 16))
+
+    def moved(by):
+        embedding = llama.params["embedding"] + by * change.astype(np.float32)
+        return dataclasses.replace(llama, params={**llama.params, "embedding": embedding})
+
+    def score(by):
+        found = attribute(moved(by), clean, corrupt, metric, (site,), steps=steps)
+        return jnp.sum(jnp.square(found[site]))
+
+    def explicit(by):
+        return jnp.sum(jnp.square(_explicit(moved(by), clean, corrupt, site).sum(-1)))
+
+    found = jax.jit(jax.grad(score))(jnp.float32(0))
+    if steps == 1:
+        np.testing.assert_allclose(found, jax.jit(jax.grad(explicit))(jnp.float32(0)), rtol=1e-3)
+    small = jnp.float32(3e-4)
+    np.testing.assert_allclose(found, (score(small) - score(-small)) / (2 * small), rtol=0.05)
+
+
+def test_gates_of_all_layers_add_their_whole_differences(llama, clean, corrupt):
+    """With all of them open, each layer adds clean - corrupt to what comes from below."""
+    site = "blocks.*.resid_post"
+    there, here = (run(llama, t, (site,), logits=False)[1][site] for t in (clean, corrupt))
+    opened = edit(site, PerLayer(Add(there - here)))
+    ends = (metric(run(llama, corrupt, (), e, logits="last")[0]) for e in ((opened,), ()))
+    change = next(ends) - next(ends)
+    scores = attribute(llama, clean, corrupt, metric, (site,), steps=64)[site]
+    np.testing.assert_allclose(scores.sum((0, 2)), change, rtol=0.02, atol=0.02)

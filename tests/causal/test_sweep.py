@@ -266,3 +266,24 @@ def test_an_edit_of_ones_own_class_is_refused(llama, corrupt):
     with pytest.raises(JaxdiffError, match="made by edits.edit, not _Mine"):
         carrying = with_edits(llama, (_Mine(),))
         sweep(carrying, corrupt, edit(SITE, Scale(0.5)), metric, {"layers": [0]})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"sequences": np.array([[0] * 7, [0] * 5 + [-1] * 2], np.int32)},
+        {"positions": np.arange(2, 9, dtype=np.int32)[None].repeat(2, 0)},
+        {"edits": (edit("blocks.*.attn_out", Scale(0.3), positions=-1),)},
+    ],
+    ids=["sequences", "positions", "edits"],
+)
+def test_positions_of_the_host_are_swept_in_texts_of_any_kind(llama, corrupt, source, more):
+    places, layers = np.array([3, 6, 4]), np.array([0, 2])
+    asked = edit(SITE, PerLayer(Set(source)))
+    over = {"positions": places, "layers": layers}
+    scores = sweep(llama, corrupt, asked, metric, over, **more)
+    keywords = {name: value for name, value in more.items() if name != "edits"}
+    for (i, place), (j, layer) in itertools.product(enumerate(places), enumerate(layers)):
+        here = edit(SITE, PerLayer(Set(source)), positions=place, layers=layer)
+        one = _one(llama, corrupt, *more.get("edits", ()), here, **keywords)
+        np.testing.assert_allclose(scores[i, j], one, atol=1e-5)
