@@ -1,4 +1,4 @@
-"""What small trainings share: a step of an optax optimizer, and the check of their losses."""
+"""What all trainings share: a step of an optax optimizer, and a check of its losses."""
 
 from typing import Any
 

@@ -15,7 +15,7 @@ from jaxdiff.causal._cells import SELECTORS, grid, with_axes
 from jaxdiff.edits import Edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, ModelConfig, stack
-from jaxdiff.models._check import checked
+from jaxdiff.models._check import Checked, checked
 from jaxdiff.models._prompts import on_host
 from jaxdiff.models._sites import canonical_site, layer_and_part
 from jaxdiff.models._tap import as_pytree
@@ -77,17 +77,7 @@ def sweep(
     known = {name: on_host(over[name]) for name in SELECTORS.intersection(over)}
     wide = replace(edit, **{n: over[n] if v is None else v for n, v in known.items()})
     asked = checked(lm, (), (*edits, wide), tokens, own_positions=positions is not None)
-    if asked.skipped:
-        raise JaxdiffError(
-            "a sweep cannot skip blocks", where="sweep", fix="Scale attn_out, mlp_out"
-        )
-    for own in asked.edits:
-        if not isinstance(own, Edit):
-            raise JaxdiffError(
-                f"in a sweep, edits are made by edits.edit, not {type(own).__name__}",
-                where=own.site,
-                fix=f'give it as the op: edit("{own.site}", op)',
-            )
+    _check_can_be_swept(asked)
     *fixed, wide = cast(tuple[Edit, ...], asked.edits)
     edit = replace(edit, site=wide.site)
     if "layers" in over:
@@ -234,6 +224,21 @@ def _check_axes(spec: ModelConfig, edit: Edit, over: Mapping[str, Any]) -> None:
         if values.dtype != bool and not jnp.issubdtype(values.dtype, jnp.integer):
             raise JaxdiffError(
                 f"{name} are numbers or masks, not {values.dtype}", where="sweep: over"
+            )
+
+
+def _check_can_be_swept(asked: Checked) -> None:
+    """Refuses skipped blocks, and edits whose layers a sweep cannot select."""
+    if asked.skipped:
+        raise JaxdiffError(
+            "a sweep cannot skip blocks", where="sweep", fix="Scale attn_out, mlp_out"
+        )
+    for own in asked.edits:
+        if not isinstance(own, Edit):
+            raise JaxdiffError(
+                f"in a sweep, edits are made by edits.edit, not {type(own).__name__}",
+                where=own.site,
+                fix=f'give it as the op: edit("{own.site}", op)',
             )
 
 

@@ -1,7 +1,6 @@
 """What is asked of a run, checked before anything is traced."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models._lm import LM
 from jaxdiff.models._plan import HIDDEN_BY_FUSED
-from jaxdiff.models._sites import HEADS, canonical_site, layer_and_part, sites
+from jaxdiff.models._sites import HEADS, canonical_site, layer_and_part, sites, whole_block
 from jaxdiff.models._tap import Edit, Reducer, Tap, View, as_pytree
 from jaxdiff.models.spec import ModelConfig
 from jaxdiff.types import HostOrDevice
@@ -57,11 +56,11 @@ def checked(
         raise JaxdiffError("taps are a tuple", fix="put one into a tuple: (tap,)")
     check_edits(spec, edits)
     edits = (*lm.edits, *edits)
-    skipped = frozenset(_skipped(spec, edit) for edit in edits if _whole_block(edit.site))
+    skipped = frozenset(_skipped(spec, edit) for edit in edits if whole_block(edit.site))
     kept = tuple(
         replace(edit, site=canonical_site(spec, edit.site))  # pyright: ignore[reportArgumentType]
         for edit in edits
-        if not _whole_block(edit.site)
+        if not whole_block(edit.site)
     )
     named = tuple(_tap(spec, tap) for tap in taps)
     names = [tap.name for tap in named]
@@ -86,7 +85,7 @@ def check_edits(spec: ModelConfig, edits: Sequence[Edit]) -> None:
             raise JaxdiffError(
                 f"{type(edit).__name__} is no edit", where="edits", fix="edits.edit(site, op)"
             )
-        if _whole_block(edit.site):
+        if whole_block(edit.site):
             _skipped(spec, edit)
         else:
             canonical_site(spec, edit.site)
@@ -137,10 +136,6 @@ def _check_leaves(asked: Sequence[Tap | Edit]) -> None:
 
 
 _NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float)
-
-
-def _whole_block(site: str) -> bool:
-    return re.fullmatch(r"blocks\.\d+", site) is not None
 
 
 def _skipped(spec: ModelConfig, edit: Edit) -> int:

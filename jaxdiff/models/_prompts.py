@@ -56,18 +56,19 @@ def prompt_arrays(
     Raises:
         JaxdiffError: If a row is empty, or a token is no token of the model.
     """
-    if isinstance(prompts, str) or isinstance(prompts, Sequence) and _has_text(prompts):
-        raise JaxdiffError(
-            "prompts are token ids, not text", where="prompts", fix="[tokenizer.encode(text)]"
-        )
     if isinstance(prompts, Sequence):
+        kinds = {np.asarray(row).dtype.kind for row in prompts if np.size(row)}
+        if "U" in kinds:
+            raise JaxdiffError(
+                "prompts are token ids, not text", where="prompts", fix="[tokenizer.encode(text)]"
+            )
         if mask is not None:
             raise JaxdiffError("lists of tokens need no mask", where="mask", fix="leave it out")
         if any(isinstance(row, (int, np.integer)) for row in prompts):
             raise JaxdiffError(
                 "the prompts are one list of tokens", where="prompts", fix="write [tokens]"
             )
-        if any(isinstance(token, float) for row in prompts for token in row):
+        if "f" in kinds:
             raise JaxdiffError("prompts are token ids, not floats", where="prompts")
         prompts, mask = pad_left(prompts)
     shape = getattr(prompts, "shape", None)
@@ -87,11 +88,6 @@ def prompt_arrays(
         )
     _check_tokens(spec, prompts, mask, empty)
     return prompts, mask
-
-
-def _has_text(prompts: Sequence[Any]) -> bool:
-    each = [row for row in prompts if isinstance(row, (list, tuple, str))]
-    return any(isinstance(row, str) or any(isinstance(x, str) for x in row) for row in each)
 
 
 def _check_tokens(spec: ModelConfig, tokens: HostOrDevice, mask: HostOrDevice, empty: bool) -> None:

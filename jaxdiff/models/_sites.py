@@ -69,6 +69,11 @@ def canonical_site(spec: ModelConfig, name: str) -> str:
     )
 
 
+def whole_block(site: str) -> bool:
+    """Returns whether a name is that of a block, which only `Skip` edits."""
+    return re.fullmatch(r"blocks\.\d+", site) is not None
+
+
 def layer_and_part(site: str) -> tuple[str, str]:
     """Splits `blocks.3.attn.q` into `3` and `attn.q`; the layer is empty outside of the blocks."""
     if not site.startswith("blocks."):

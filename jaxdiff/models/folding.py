@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models._lm import LM, untie
 from jaxdiff.models._weights import flatten, unflatten
+from jaxdiff.models.layers import offset_of
 from jaxdiff.models.spec import ModelConfig
 
 Params = Mapping[str, Any]
@@ -77,8 +78,7 @@ def of_each_block(change: Callable[[Params], dict[str, Any]], blocks: Any) -> An
 
 @partial(jax.jit, static_argnames="spec", inline=True)
 def _folded(params: Params, *, spec: ModelConfig) -> dict[str, Any]:
-    # LayerNorm has no offset, whatever the spec says.
-    offset = spec.norm_offset if spec.norm == "rms" else 0.0
+    offset = offset_of(spec)
     head = {"unembedding": {"weight": params["unembedding"]}}
     final_norm, head = _moved(params["final_norm"], head, offset)
     return {

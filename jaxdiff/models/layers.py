@@ -78,6 +78,11 @@ def _scaled(x: Float[Array, "*B D"], eps: float, seen: Seen | None) -> Float[Arr
     return x * (scale if seen is None else seen(scale))
 
 
+def offset_of(spec: ModelConfig) -> float:
+    """Returns what norms add to their weights; LayerNorm nothing, whatever the spec says."""
+    return spec.norm_offset if spec.norm == "rms" else 0.0
+
+
 def norm(*shape: int, spec: ModelConfig) -> RMSNorm | LayerNorm:
     """Makes a norm of the kind that the model has."""
     return (LayerNorm if spec.norm == "layer" else RMSNorm)(*shape, spec=spec)

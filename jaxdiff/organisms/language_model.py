@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdiff import models
+from jaxdiff.descent import updated
 from jaxdiff.models import LM
 from jaxdiff.progress import progress
 from jaxdiff.types import TokenBatch
@@ -110,10 +111,7 @@ def train(
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(lm, opt_state, batch, base, planted):
         value, grads = jax.value_and_grad(_loss)(lm, batch, base, planted, site)
-        # Optax mixes its step count with floats.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads.params, opt_state, lm.params)
-        params = optax.apply_updates(lm.params, updates)
+        params, opt_state = updated(optimizer, grads.params, opt_state, lm.params)
         return dataclasses.replace(lm, params=params), opt_state, value
 
     lm = jax.tree.map(jnp.copy, lm)

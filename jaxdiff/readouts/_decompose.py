@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, At, Edit, ModelConfig, Tap, run
 from jaxdiff.models._check import checked
+from jaxdiff.models._sites import whole_block
 from jaxdiff.models._traces import traced
 from jaxdiff.readouts._frozen import FrozenNorm, HeadParts
 from jaxdiff.readouts._head import check_head
@@ -145,7 +146,7 @@ def check_edits(spec: ModelConfig, edits: Sequence[Edit], where: str) -> None:
     """Refuses edits under which the stream is no sum of the parts, or not what is unembedded."""
     check_head(spec, edits, where)
     for edit in edits:
-        if edit.site.count(".") == 1 and edit.site.startswith("blocks."):
+        if whole_block(edit.site):
             raise JaxdiffError(
                 "a block that is skipped has no parts",
                 where=f"{where}: {edit.site}",

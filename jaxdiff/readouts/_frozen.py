@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.models import At, ModelConfig
+from jaxdiff.models.layers import offset_of
 from jaxdiff.readouts._positions import at_positions
 
 _pytree = jax.tree_util.register_dataclass
@@ -29,8 +30,7 @@ class FrozenNorm:
     @property
     def weight(self) -> Float[Array, " D"]:
         """The factors of the coordinates."""
-        weight = self.params["weight"].astype(jnp.float32)
-        return weight + jnp.float32(self.spec.norm_offset) if self.spec.norm == "rms" else weight
+        return self.params["weight"].astype(jnp.float32) + jnp.float32(offset_of(self.spec))
 
     @property
     def bias(self) -> Float[Array, " D"] | None:

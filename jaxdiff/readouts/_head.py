@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import Edit, ModelConfig, canonical_site
+from jaxdiff.models._sites import whole_block
 
 _HEAD = ("final_norm.scale", "final_norm", "logits")
 
@@ -15,8 +16,7 @@ def check_head(spec: ModelConfig, edits: Sequence[Edit], where: str) -> None:
         JaxdiffError: If there is one.
     """
     for edit in edits:
-        block = edit.site.count(".") == 1 and edit.site.startswith("blocks.")
-        if not block and canonical_site(spec, edit.site) in _HEAD:
+        if not whole_block(edit.site) and canonical_site(spec, edit.site) in _HEAD:
             raise JaxdiffError(
                 f"an edit of {edit.site} changes the model's logits, and not what is read here",
                 where=where,

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.descent import updated
 from jaxdiff.dictionaries.loss import Parts, loss
 from jaxdiff.training.sparsity import annealed_k, update_l1
 from jaxdiff.training.state import TrainState, make_optimizer
@@ -61,12 +62,12 @@ def train_step(
     (_, parts), gradient = objective(
         state.params, x, config=config, k=k, l1=l1, idle=state.idle, dtype=dtype
     )
-    # Optax raises float32 decay rates to int32 counts, which strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, optimizer = make_optimizer(config, train).update(gradient, state.optimizer)
+    params, optimizer = updated(
+        make_optimizer(config, train), gradient, state.optimizer, state.params
+    )
     idle = jnp.where(parts.fired, 0, jnp.minimum(state.idle + x.shape[0], _LONGEST_IDLE))
     new = TrainState(
-        params=jax.tree.map(jnp.add, state.params, updates),
+        params=params,
         optimizer=optimizer,
         step=state.step + 1,
         idle=idle,
