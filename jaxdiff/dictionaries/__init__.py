@@ -12,18 +12,28 @@ from jaxdiff.dictionaries.dictionary import (
     ranking_keys,
 )
 from jaxdiff.dictionaries.files import load, save
+from jaxdiff.dictionaries.formats import (
+    FORMATS,
+    Imported,
+    export_dictionary,
+    import_dictionary,
+)
 from jaxdiff.dictionaries.loss import Parts, loss, reconstruction_loss, train_codes
 from jaxdiff.dictionaries.normalization import Normalization
 
 __all__ = [
+    "FORMATS",
     "Dictionary",
+    "Imported",
     "Normalization",
     "Parts",
     "code_norms",
     "decode",
     "decoder_norms",
     "encode",
+    "export_dictionary",
     "fold",
+    "import_dictionary",
     "init",
     "load",
     "loss",
