@@ -150,6 +150,10 @@ class TrainConfig(Config):
     """Linear warm-up [steps]."""
     decay_from: float | None = Field(default=None, ge=0, lt=1)
     """Part of the steps after which the rate falls linearly to 0 [fraction]; None never decays."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of Adam's first moment; with 0, work and updates can follow the active latents."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of Adam's second moments in the sparse step."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest global norm of the gradient; None does not clip."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -137,7 +137,7 @@ def pre_activations(
     product = jnp.matmul(
         x.reshape(rows, -1).astype(dtype),
         d.W_enc.reshape(-1, d.W_enc.shape[-1]).astype(dtype),
-        **_accumulation(dtype),
+        **accumulation(dtype),
     )
     return product + d.b_enc[None, :]
 
@@ -193,13 +193,13 @@ def decode(
             "rml,lmd->rmd",
             f.astype(dtype),
             d.W_dec.astype(dtype),
-            **_accumulation(dtype),
+            **accumulation(dtype),
         )
     else:
         out = jnp.matmul(
             f.astype(dtype),
             d.W_dec.reshape(latents, -1).astype(dtype),
-            **_accumulation(dtype),
+            **accumulation(dtype),
         ).reshape(-1, models, width)
     return out + d.b_dec[None] if bias else out
 
@@ -229,7 +229,7 @@ def fold(d: Dictionary, mean: Float[Array, "M D"], scale: Float[Array, " M"]) ->
             fix="normalise the activations and use the dictionary as it is, or use batch_topk",
         )
     W_enc = d.W_enc * scale[:, None, None]
-    shift = jnp.einsum("md,mdl->l", mean, W_enc, **_accumulation(jnp.float32))
+    shift = jnp.einsum("md,mdl->l", mean, W_enc, **accumulation(jnp.float32))
     folded = dataclasses.replace(
         d,
         W_enc=W_enc,
@@ -246,7 +246,8 @@ def fold(d: Dictionary, mean: Float[Array, "M D"], scale: Float[Array, " M"]) ->
     return dataclasses.replace(folded, activation="jumprelu", threshold=threshold)
 
 
-def _accumulation(dtype) -> dict[str, Any]:
+def accumulation(dtype: Any) -> dict[str, Any]:
+    """Returns how products of a dtype are summed: in float32, of factors that are not rounded."""
     # By default TPUs and recent GPUs round float32 factors to fewer bits.
     precision = "highest" if jnp.dtype(dtype) == jnp.float32 else "default"
     return {"preferred_element_type": jnp.float32, "precision": precision}

@@ -33,10 +33,9 @@ class TrainState(NamedTuple):
 
 def make_optimizer(config: DictionaryConfig, train: TrainConfig) -> optax.GradientTransformation:
     """Returns Adam with clipping, linear warm-up and, if asked for, linear decay to 0."""
-    peak = train.lr or 2e-4 / (config.latents / 2**14) ** 0.5
     parts = [
         optax.clip_by_global_norm(train.clip) if train.clip else optax.identity(),
-        optax.adam(_schedule(peak, train)),
+        optax.adam(learning_rate(config, train), b1=train.beta1),
     ]
     return optax.chain(*parts)
 
@@ -62,7 +61,10 @@ def init_state(
     )
 
 
-def _schedule(peak: float, train: TrainConfig) -> optax.Schedule:
+def learning_rate(config: DictionaryConfig, train: TrainConfig) -> optax.Schedule:
+    """Returns the rate of a step, counted from 0: warm-up, plateau and, if asked for, decay."""
+    peak = train.lr or 2e-4 / (config.latents / 2**14) ** 0.5
+
     def rate(count):
         done = count.astype(jnp.float32)
         factor = jnp.minimum((done + 1) / train.warmup, 1.0) if train.warmup else jnp.float32(1)

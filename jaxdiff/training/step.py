@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.descent import updated
@@ -32,6 +32,8 @@ class Info(NamedTuple):
         gradient_norm: Global norm of the gradient before clipping.
         k: k of the step.
         l1: L1 weight of the step.
+        passes: Passes over all scores that selection took; 1 where the last step's threshold
+            was a good guess, 0 in the dense step.
     """
 
     loss: Float[Array, ""]
@@ -45,6 +47,7 @@ class Info(NamedTuple):
     gradient_norm: Float[Array, ""]
     k: Float[Array, ""]
     l1: Float[Array, ""]
+    passes: Int[Array, ""]
 
 
 def train_step(
@@ -65,7 +68,7 @@ def train_step(
     params, optimizer = updated(
         make_optimizer(config, train), gradient, state.optimizer, state.params
     )
-    idle = jnp.where(parts.fired, 0, jnp.minimum(state.idle + x.shape[0], _LONGEST_IDLE))
+    idle = idle_after(state.idle, parts.fired, x.shape[0])
     new = TrainState(
         params=params,
         optimizer=optimizer,
@@ -73,11 +76,25 @@ def train_step(
         idle=idle,
         l1=update_l1(state.l1, parts.l0, state.step, config=config, train=train),
     )
-    return new, _info(parts, idle, optax.tree.norm(gradient), k, l1, config)
+    dead = jnp.sum(idle >= config.dead_after, dtype=jnp.int32)
+    return new, summarize(parts, dead, optax.tree.norm(gradient), k, l1, config)
 
 
-def _info(parts: Parts, idle, gradient_norm, k, l1, config: DictionaryConfig) -> Info:
-    dead = jnp.sum(idle >= config.dead_after, dtype=jnp.int32).astype(jnp.float32)
+def idle_after(idle: Int[Array, " L"], fired: Bool[Array, " L"], tokens: int) -> Int[Array, " L"]:
+    """Returns the tokens since each latent was last active, after `tokens` more."""
+    return jnp.where(fired, 0, jnp.minimum(idle + tokens, _LONGEST_IDLE))
+
+
+def summarize(
+    parts: Parts,
+    dead: Int[Array, ""],
+    gradient_norm: Float[Array, ""],
+    k: Float[Array, ""],
+    l1: Float[Array, ""],
+    config: DictionaryConfig,
+    passes: Int[Array, ""] | None = None,
+) -> Info:
+    """Returns what is logged; `dead` counts latents, `passes` is None in the dense step."""
     return Info(
         loss=parts.loss,
         reconstruction=parts.reconstruction,
@@ -86,8 +103,9 @@ def _info(parts: Parts, idle, gradient_norm, k, l1, config: DictionaryConfig) ->
         l0=parts.l0,
         fve=1 - parts.residual / parts.total,
         fve_all=1 - jnp.sum(parts.residual) / jnp.sum(parts.total),
-        dead=dead / config.latents,
+        dead=dead.astype(jnp.float32) / config.latents,
         gradient_norm=gradient_norm,
         k=k,
         l1=l1,
+        passes=jnp.int32(0) if passes is None else passes,
     )

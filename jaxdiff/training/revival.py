@@ -1,0 +1,154 @@
+"""AuxK of the sparse step: dead latents explain the error, in dense products over them alone.
+
+Dead latents are few or get many entries each (half the model's width for every row), so their work
+is matrix products over blocks of dead latents. They did not fire, hence no row is updated twice.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
+
+from jaxdiff.config import DictionaryConfig
+from jaxdiff.dictionaries.dictionary import accumulation
+from jaxdiff.kernels.cut_rows import cut_rows
+from jaxdiff.kernels.row_adam.rule import update_rows
+from jaxdiff.kernels.select import LOWEST, Scores
+from jaxdiff.training.rows import Rows, Schedule
+
+# Dead latents of a block.
+_BLOCK = 256
+
+State = TypeVar("State")
+
+
+class Revived(NamedTuple):
+    """What the dead latents did.
+
+    Attributes:
+        loss: AuxK term, not weighted.
+        slope: Gradient of the weighted term with respect to the dead latents' reconstruction.
+        dead: True for dead latents of this device.
+        listed: The dead latents, then L.
+        cut: As `cut_rows` returns it.
+        scores: Scores of this device's latents.
+    """
+
+    loss: Float[Array, ""]
+    slope: Float[Array, "B MD"]
+    dead: Bool[Array, " L"]
+    listed: Int32[Array, " N"]
+    cut: tuple[Int32[Array, " B"], Int32[Array, " B"]]
+    scores: Scores
+
+
+def revive(
+    W_dec: Float[Array, "L MD"],
+    scores: Scores,
+    dead: Bool[Array, " L"],
+    error: Float[Array, "B M D"],
+    *,
+    config: DictionaryConfig,
+) -> Revived:
+    """Lets the strongest dead latents of each row explain the error.
+
+    Args:
+        W_dec: Decoder.
+        scores: Scores of this device's latents.
+        dead: Which of them are dead.
+        error: Error of the reconstruction; a constant of this term.
+        config: Settings of the dictionary.
+    """
+    limit = config.aux_k or max(error.shape[-1] // 2, 1)
+    count = scores.total(jnp.sum(dead, dtype=jnp.int32))
+    batch = error.shape[0]
+    everyone = jnp.full(batch, LOWEST, jnp.int32), jnp.full(batch, 2**30, jnp.int32)
+    cut = lax.cond(count > limit, lambda: cut_rows(scores, dead, limit), lambda: everyone)
+    listed = jnp.argsort(~dead, stable=True).astype(jnp.int32)
+    listed = jnp.where(dead[listed], listed, dead.size)
+    listed = jnp.concatenate([listed, jnp.full(_BLOCK, dead.size, jnp.int32)])
+    rows = error.reshape(batch, -1)
+    start = Revived(jnp.zeros(()), jnp.zeros_like(rows), dead, listed, cut, scores)
+
+    def decode(total, latents, codes):
+        return total + _product(codes, W_dec[latents])
+
+    guess = scores.total(_fold(start, decode, jnp.zeros_like(rows)))
+    energy = jnp.sum(jnp.square(error - jnp.mean(error, axis=0, keepdims=True)))
+    some = (count > 0) & (energy > 0)
+    part = jnp.where(some, 1.0, 0.0) / jnp.where(some, energy, 1.0)
+    missed = rows - guess
+    loss = part * jnp.sum(jnp.square(missed))
+    return start._replace(loss=loss, slope=-2 * config.aux * part * missed)
+
+
+def squares(
+    revived: Revived, W_dec: Float[Array, "L MD"], x: Float[Array, "B MD"]
+) -> Float[Array, ""]:
+    """Returns the squared norm of the dead latents' gradient, on this device."""
+
+    def add(total, latents, codes):
+        gradient = _gradient(revived, W_dec, x, latents, codes)
+        return total + sum(jnp.sum(jnp.square(g)) for g in gradient)
+
+    return _fold(revived, add, jnp.zeros(()))
+
+
+def apply(
+    revived: Revived,
+    params: Rows,
+    moments: Rows,
+    last: Int32[Array, " L"],
+    x: Float[Array, "B MD"],
+    schedule: Schedule,
+) -> tuple[Rows, Rows]:
+    """Updates the dead latents' rows."""
+
+    def update(state, latents, codes):
+        W_enc, b_enc, W_dec = _gradient(revived, state["W_dec"][0], x, latents, codes)
+        gradient = {"W_enc": W_enc, "b_enc": b_enc[:, None], "W_dec": W_dec}
+        return {
+            name: update_rows(state[name], latents, g, last, **schedule._asdict())
+            for name, g in gradient.items()
+        }
+
+    state = {name: (getattr(params, name), getattr(moments, name)) for name in ("W_enc", "W_dec")}
+    state["b_enc"] = (params.b_enc[:, None], moments.b_enc[:, None])
+    state = _fold(revived, update, state)
+    state["b_enc"] = tuple(column[:, 0] for column in state["b_enc"])
+    return (
+        params._replace(**{name: pair[0] for name, pair in state.items()}),
+        moments._replace(**{name: pair[1] for name, pair in state.items()}),
+    )
+
+
+def _fold(revived: Revived, take: Callable, state: State) -> State:
+    """Folds `take(state, latents, codes)` over blocks of dead latents; latent L is none."""
+    scores, count = revived.scores, jnp.sum(revived.dead, dtype=jnp.int32)
+    patterns, equals = revived.cut
+    cut = lax.bitcast_convert_type(patterns, jnp.float32)[:, None]
+
+    def step(carry):
+        at, state = carry
+        latents = lax.dynamic_slice(revived.listed, (at,), (_BLOCK,))
+        values = scores.pre[:, latents] + scores.bias[latents][None, :]
+        ranked = values * scores.norms[latents][None, :]
+        place = (scores.first + latents)[None, :]
+        keep = (ranked > cut) | (ranked == cut) & (place <= equals[:, None])
+        keep = keep & (latents < revived.dead.size)[None, :]
+        return at + _BLOCK, take(state, latents, jnp.where(keep, values, 0.0))
+
+    return lax.while_loop(lambda carry: carry[0] < count, step, (jnp.int32(0), state))[1]
+
+
+def _gradient(revived: Revived, W_dec, x, latents, codes) -> tuple[Array, Array, Array]:
+    """Returns the gradient of a block's encoder rows, biases and decoder rows."""
+    slopes = _product(revived.slope, W_dec[latents].T)
+    slopes = jnp.where(codes > 0, slopes, 0.0)
+    return _product(slopes.T, x), jnp.sum(slopes, axis=0), _product(codes.T, revived.slope)
+
+
+def _product(a, b):
+    return jnp.matmul(a, b, **accumulation(jnp.float32))

@@ -1,0 +1,94 @@
+"""Sets of places in a matrix as bit maps, and their enumeration without sorting or scattering.
+
+A map of an [R, L] matrix is `[ceil(R / 32), L]` words of 32 rows each. Packing one is a single
+vectorised pass; counting it and finding its i-th place (rank and select) look at words, of which
+there are 32 times fewer than places.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int, Int32, UInt32
+
+_WORD = 32
+
+
+class Entries(NamedTuple):
+    """Places of a matrix in groups: by latent, or by row.
+
+    Slots from `offsets[-1]` on are not places; their groups and indices are in range.
+
+    Attributes:
+        offsets: Where each group's slots start; the last is their number, [G + 1].
+        groups: Group of each slot, ascending, [N].
+        indices: Place of each slot in its group, ascending within the group, [N].
+    """
+
+    offsets: Int32[Array, " _"]
+    groups: Int32[Array, " N"]
+    indices: Int32[Array, " N"]
+
+
+def pack(chosen: Bool[Array, "R L"]) -> UInt32[Array, "W L"]:
+    """Packs 32 rows into each word, the lowest row in the lowest bit."""
+    rows, latents = chosen.shape
+    chosen = jnp.pad(chosen, ((0, -rows % _WORD), (0, 0)))
+    bits = (jnp.uint32(1) << jnp.arange(_WORD, dtype=jnp.uint32))[None, :, None]
+    words = jnp.where(chosen.reshape(-1, _WORD, latents), bits, jnp.uint32(0))
+    return jnp.sum(words, axis=1, dtype=jnp.uint32)
+
+
+def pack_places(
+    groups: Int[Array, " N"], indices: Int[Array, " N"], count: Int[Array, ""], shape
+) -> UInt32[Array, "W G"]:
+    """Packs the first `count` of listed places, all different, of a [size of group, G] matrix."""
+    size, columns = shape
+    bits = jnp.uint32(1) << (indices % _WORD).astype(jnp.uint32)
+    valid = jnp.arange(groups.size, dtype=jnp.int32) < count
+    words = jnp.zeros((-(-size // _WORD), columns), jnp.uint32)
+    return words.at[indices // _WORD, groups].add(jnp.where(valid, bits, jnp.uint32(0)))
+
+
+def places(words: UInt32[Array, "W G"]) -> Int32[Array, ""]:
+    """Counts the places."""
+    return jnp.sum(lax.population_count(words).astype(jnp.int32))
+
+
+def entries(words: UInt32[Array, "W G"], size: int) -> Entries:
+    """Lists the places by column, and within a column by row.
+
+    Args:
+        words: A bit map.
+        size: Slots; it must have no more places than that.
+
+    Returns:
+        Groups are columns, indices are rows.
+    """
+    columns = words.T
+    held = jnp.cumsum(lax.population_count(columns).astype(jnp.int32), axis=1)  # [G, W]
+    offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(held[:, -1])])
+    slots = jnp.arange(size, dtype=jnp.int32)
+    # How many groups have ended at or before a slot.
+    ended = jnp.zeros(size, jnp.int32).at[offsets[1:-1]].add(1, mode="drop")
+    groups = jnp.cumsum(ended)
+    rank = slots - offsets[groups]
+    before = held[groups]  # [N, W]
+    word = jnp.sum(before <= rank[:, None], axis=1, dtype=jnp.int32)
+    word = jnp.minimum(word, columns.shape[1] - 1)
+    value = columns[groups, word]
+    rank = rank - (before[slots, word] - lax.population_count(value).astype(jnp.int32))
+    return Entries(offsets, groups, word * _WORD + _place_of(value, rank))
+
+
+def _place_of(word: UInt32[Array, " N"], rank: Int32[Array, " N"]) -> Int32[Array, " N"]:
+    """Returns which bit is the `rank`-th that is set, by halving the word."""
+    place = jnp.zeros_like(rank)
+    for half in (16, 8, 4, 2, 1):
+        low = word & jnp.uint32((1 << half) - 1)
+        inside = lax.population_count(low).astype(jnp.int32)
+        beyond = rank >= inside
+        rank = jnp.where(beyond, rank - inside, rank)
+        word = jnp.where(beyond, word >> half, low)
+        place = jnp.where(beyond, place + half, place)
+    return place

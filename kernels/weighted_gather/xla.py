@@ -1,0 +1,23 @@
+"""Definition of the weighted row gather, and its path on CPUs."""
+
+import jax.numpy as jnp
+from jaxdiff.kernels.segments import fold_segments, weighted_sum
+from jaxtyping import Array, Float, Int32
+
+
+def weighted_gather(
+    source: Float[Array, "S D"],
+    indices: Int32[Array, " n"],
+    weights: Float[Array, " n"],
+    offsets: Int32[Array, " _"],
+) -> Float[Array, "G D"]:
+    """Returns, for each group, the sum of its slots' weights times source rows, in float32."""
+
+    def sums(_, slots, valid):
+        return weighted_sum(source, indices[slots], jnp.where(valid, weights[slots], 0.0))
+
+    def put(out, groups, rows):
+        return out.at[groups].set(rows, mode="drop", unique_indices=True)
+
+    out = jnp.zeros((offsets.size - 1, source.shape[1]), jnp.float32)
+    return fold_segments(offsets, sums, put, out)

@@ -1,0 +1,81 @@
+"""The sparse step against the dense one: automatic gradients, and the Adam of optax."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.training.rows import to_dictionary, to_rows
+from jaxdiff.training.sparse_step import sparse_step
+from jaxdiff.training.state import init_state
+from jaxdiff.training.step import train_step
+
+SHAPE, BATCH = (2, 12), 64
+
+
+def settings(**changes):
+    base = {"latents": 96, "k": 4, "dead_after": 1_000_000, "decoder_norm": 0.5}
+    return DictionaryConfig(**(base | changes))
+
+
+def batches(n, seed=0):
+    """Rows of a few hot directions and many rare ones, so that latents are touched unevenly."""
+    rng = np.random.default_rng(seed)
+    atoms = rng.normal(size=(60, *SHAPE))
+    odds = 1 / (1 + np.arange(60.0))
+    for _ in range(n):
+        active = rng.random((BATCH, 60)) < odds
+        x = np.einsum("bi,imd->bmd", active * rng.exponential(size=(BATCH, 60)), atoms)
+        yield (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32)
+
+
+def both(config, train, steps, seed=0):
+    """Returns both states and their metrics after some steps from the same start."""
+    dense = jax.jit(functools.partial(train_step, config=config, train=train))
+    sparse = jax.jit(functools.partial(sparse_step, config=config, train=train))
+    a = b = None
+    infos = []
+    for x in batches(steps, seed):
+        if a is None or b is None:
+            a = init_state(config, train, jnp.asarray(x), key=jax.random.key(0))
+            b = to_rows(a, train)
+        (a, one), (b, other) = dense(a, x), sparse(b, x)
+        infos.append((one, other))
+    assert a is not None and b is not None
+    return a, b, infos
+
+
+CASES = {
+    "plain": ({}, {}),
+    "clipped": ({}, {"clip": 0.05}),
+    "not clipped": ({}, {"clip": None}),
+    "squared": ({"loss": "mse"}, {}),
+    "annealed": ({"k_start": 12.0, "k_anneal": 10}, {}),
+    "sae norm": ({"code_norm": "sae"}, {}),
+    "no norm": ({"code_norm": "none"}, {}),
+    "few dead": ({"dead_after": 300, "aux": 0.5, "aux_k": 90}, {}),
+    "many dead": ({"dead_after": 100, "aux": 0.5, "aux_k": 3}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_twelve_steps_equal_the_dense_step(case):
+    config, train = CASES[case]
+    config = settings(**config)
+    train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, warmup=3, beta1=0.0, **train)
+    a, b, infos = both(config, train, 12)
+    for one, other in infos:
+        for name in one._fields:
+            if name != "passes":
+                np.testing.assert_allclose(
+                    getattr(other, name), getattr(one, name), rtol=2e-4, atol=1e-6, err_msg=name
+                )
+    np.testing.assert_array_equal(b.idle, a.idle)
+    mine = to_dictionary(b.params, config, SHAPE)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        np.testing.assert_allclose(getattr(mine, name), getattr(a.params, name), atol=2e-5)
+    if "dead" in case:
+        assert float(infos[-1][0].aux) > 0
