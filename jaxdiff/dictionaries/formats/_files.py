@@ -44,8 +44,9 @@ def _read_npz(path: Path) -> dict[str, Any]:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
+    # bfloat16 is known to NumPy once ml_dtypes is imported, as it is here.
     with safe_open(path, framework="numpy") as file:
-        return {name: file.get_slice(name)[...] for name in file.keys()}
+        return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def take(

@@ -47,17 +47,17 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         JaxdiffError: If the file is no such archive, is damaged, or asks for anything else.
     """
+    if not zipfile.is_zipfile(path):
+        raise JaxdiffError(
+            "this is no zip archive of torch, or it is cut off",
+            where=path,
+            fix="get it again; files of torch before 1.6 must be saved again by a newer torch",
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             value = _Reader(archive).load()
-    except zipfile.BadZipFile as error:
-        raise JaxdiffError(
-            f"this is no zip archive of torch: {error}",
-            where=path,
-            fix="files of torch before 1.6 must be loaded and saved again by a newer torch",
-        ) from None
     except (
-        *(pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError),
+        *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError),
         *(IndexError, AttributeError, OverflowError, MemoryError),
     ) as error:
         raise JaxdiffError(

@@ -52,7 +52,7 @@ def _read(path: Path) -> Imported:
     optional |= {name: "" for name in found if name.startswith(_SCALES)}
     t = files.take(found, shapes, folder / WEIGHTS, optional=optional)
     by_norm = settings.get("sparsity_include_decoder_norm", True)
-    d = _dictionary(t, act, settings.get("top_k", 0), bool(by_norm), folder)
+    d = _dictionary(t, act, float(settings.get("top_k", 0)), bool(by_norm), folder)
     return convert.imported(d, _scale(settings, t, sites, folder))
 
 
@@ -90,11 +90,14 @@ def _scale(settings: dict[str, Any], t: dict[str, Any], sites: list[Any], folder
 
 
 def _write(d: Dictionary, normalization: Normalization, folder: Path) -> None:
-    d = convert.raw(d, normalization)
+    scale = np.asarray(normalization.scale)
+    if np.any(normalization.mean):
+        d, scale = convert.raw(d, normalization), np.ones_like(scale)
     models, width, latents = d.W_enc.shape
     if models == 1:
         tensors, settings = _sae(convert.sae(d, folder, "Llamascopium"), folder)
-        settings |= {"sae_type": "sae", "hook_point_in": "in", "hook_point_out": "in"}
+        sites = ["model.0"]
+        settings |= {"sae_type": "sae", "hook_point_in": sites[0], "hook_point_out": sites[0]}
     elif d.code_norm == "decoupled" and d.activation in ("relu", "topk"):
         zeros = np.zeros((models - 1, latents))
         tensors = {
@@ -112,9 +115,10 @@ def _write(d: Dictionary, normalization: Normalization, folder: Path) -> None:
         "d_model": width,
         "expansion_factor": latents / width,
         "use_decoder_bias": True,
-        "norm_activation": "inference",
+        "norm_activation": "dataset-wise",
         "top_k": round(d.k),
     }
+    tensors |= {f"{_SCALES}{s}": width**0.5 / a for s, a in zip(sites, scale, strict=True)}
     arrays = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
     files.write_tensors(folder / WEIGHTS, arrays)
     files.write_settings(folder / SETTINGS, settings)
