@@ -5,6 +5,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from jaxdiff import __version__, config
 from jaxdiff.config import RunConfig
@@ -38,6 +39,8 @@ def main(args: list[str] | None = None) -> int:
             return _organism(known, rest)
         if known.command == "presets":
             return _presets()
+        if known.command == "dictionary":
+            return _dictionary(known, rest)
         if known.command in ("models", "sites"):
             return (_models if known.command == "models" else _sites)(known, rest)
         return _stage(known, rest)
@@ -76,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--corpora-only", action="store_true", help="write the labelled text, train no model"
     )
     commands.add_parser("presets", help="list the configs that come with jaxdiff")
+    _dictionary_parser(commands)
     commands.add_parser("models", help="list the architectures that can be loaded")
     sites = commands.add_parser(
         "sites",
@@ -92,6 +96,26 @@ def _parser() -> argparse.ArgumentParser:
         help="only sites that match, like 'blocks.0.attn.*'",
     )
     return parser
+
+
+def _dictionary_parser(commands: Any) -> None:
+    words = {
+        "import": "read another tool's dictionary and write it as one of jaxdiff",
+        "export": "write a dictionary of jaxdiff as another tool would",
+        "formats": "list the formats",
+    }
+    parser = commands.add_parser("dictionary", help="dictionaries from and to other tools' files")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    shown = {
+        name: actions.add_parser(name, help=text, description=text) for name, text in words.items()
+    }
+    own = "folder with dictionary.safetensors, as `jaxdiff train` and import write them"
+    shown["import"].add_argument("source", type=Path, help="folder of the files, or one of them")
+    shown["import"].add_argument("out", type=Path, help=f"new {own}")
+    shown["import"].add_argument("--format", help="[default: by the names of the files]")
+    shown["export"].add_argument("source", type=Path, help=own)
+    shown["export"].add_argument("out", type=Path, help="folder to write into")
+    shown["export"].add_argument("--format", required=True, help="see `jaxdiff dictionary formats`")
 
 
 def _stage(known: argparse.Namespace, rest: list[str]) -> int:
@@ -142,6 +166,32 @@ def _organism(known: argparse.Namespace, rest: list[str]) -> int:
     make = organisms.write_corpora if known.corpora_only else organisms.build
     make(known.name, folder)
     print(folder)
+    return 0
+
+
+def _dictionary(known: argparse.Namespace, rest: list[str]) -> int:
+    _refuse(known, rest)
+    from jaxdiff import dictionaries
+
+    if known.action == "formats":
+        for name, format in dictionaries.FORMATS.items():
+            print(f"{name:22} {format.about}")
+        return 0
+    if known.action == "export":
+        d = dictionaries.load(known.source)
+        normalization = dictionaries.load_normalization(known.source)
+        dictionaries.export_dictionary(d, known.out, known.format, normalization)
+        print(known.out)
+        return 0
+    if (known.out / "dictionary.json").exists():
+        raise JaxdiffError("this folder has a dictionary", where=known.out, fix="choose another")
+    d, normalization = dictionaries.import_dictionary(known.source, known.format)
+    shift = {"mean": normalization.mean.tolist(), "scale": normalization.scale.tolist()}
+    dictionaries.save(d, known.out, normalization=shift, imported=str(known.source))
+    models, width, latents = d.W_enc.shape
+    print(
+        f"{known.out}: {d.activation}, {latents} latents, {models} x {width}, {d.code_norm} norms"
+    )
     return 0
 
 

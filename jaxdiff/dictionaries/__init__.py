@@ -11,7 +11,7 @@ from jaxdiff.dictionaries.dictionary import (
     pre_activations,
     ranking_keys,
 )
-from jaxdiff.dictionaries.files import load, save
+from jaxdiff.dictionaries.files import load, load_normalization, save
 from jaxdiff.dictionaries.formats import (
     FORMATS,
     Imported,
@@ -36,6 +36,7 @@ __all__ = [
     "import_dictionary",
     "init",
     "load",
+    "load_normalization",
     "loss",
     "pre_activations",
     "ranking_keys",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.dictionaries.dictionary import LEAVES, STATIC, Dictionary
+from jaxdiff.dictionaries.normalization import Normalization
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.manifest import write_atomically
 
@@ -53,3 +54,16 @@ def load(folder: str | Path) -> Dictionary:
             where=folder,
             fix="train it again, or name a folder that `jaxdiff train` wrote",
         ) from None
+
+
+def load_normalization(folder: str | Path) -> Normalization:
+    """Reads the normalisation that was saved as `record["normalization"]`; the identity if none.
+
+    Raises:
+        JaxdiffError: If the dictionary cannot be read.
+    """
+    d = load(folder)
+    record = json.loads((Path(folder) / f"{NAME}.json").read_text()).get("normalization")
+    if record is None:
+        return Normalization.identity((d.b_dec.shape[0], d.b_dec.shape[1]))
+    return Normalization(**{name: np.asarray(v, np.float32) for name, v in record.items()})

@@ -2,6 +2,7 @@
 
 All but JumpReluAutoEncoder and AutoEncoderNew encode x minus the decoder bias. A threshold of -1
 was never set, and lets every positive latent pass. AutoEncoderTopK has one too and does not use it.
+Their loader gives an AutoEncoder decoders of norm 1 and scales its latents; so does this one.
 Format: saprmarks/dictionary_learning 0.1.0, dictionary.py and trainers.
 """
 
@@ -39,7 +40,8 @@ def _settings(path: Path) -> Path:
 
 
 def _auto_encoder(t: dict[str, Any]) -> Dictionary:
-    return _centred(t, t["encoder.bias"], t["bias"], activation="relu")
+    rule = {"activation": "relu", "code_norm": "sae"}
+    return convert.unit_decoders(_centred(t, t["encoder.bias"], t["bias"], **rule))
 
 
 def _auto_encoder_new(t: dict[str, Any]) -> Dictionary:
@@ -119,7 +121,9 @@ def _write(d: Dictionary, normalization: Normalization, folder: Path) -> None:
     linear = {"encoder.weight": a["W_enc"].T, "decoder.weight": a["W_dec"].T}
     linear["encoder.bias"] = convert.uncentred_bias(d)
     if d.activation == "relu":
-        name, tensors = "AutoEncoder", linear | {"bias": a["b_dec"]}
+        # Of their relu classes, the one whose loader leaves latents as they are.
+        linear["encoder.bias"] = a["b_enc"]
+        name, tensors = "AutoEncoderNew", linear | {"decoder.bias": a["b_dec"]}
     elif d.activation == "jumprelu":
         threshold = convert.thresholds(d, folder, "dictionary_learning")
         name, tensors = "JumpReluAutoEncoder", a | {"threshold": threshold}

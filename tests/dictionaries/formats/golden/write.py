@@ -15,6 +15,7 @@ import torch
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from dictionary_learning.utils import load_dictionary
 from sae_lens import saes
 from safetensors.torch import save_file
 from sparsify import SparseCoder, SparseCoderConfig
@@ -104,7 +105,7 @@ def dictionary_learning(folder):
         torch.save(module.state_dict(), path / "ae.pt")
         trainer = {"dict_class": name, "activation_dim": WIDTH, "dict_size": LATENTS, "k": K}
         (path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {}}))
-        expect(path, module)
+        expect(path, load_dictionary(str(path), "cpu")[0])
 
 
 def odd(folder):
