@@ -190,7 +190,7 @@ def _dictionary(known: argparse.Namespace, rest: list[str]) -> int:
     dictionaries.save(d, known.out, normalization=shift, imported=str(known.source))
     models, width, latents = d.W_enc.shape
     print(
-        f"{known.out}: {d.activation}, {latents} latents, {models} x {width}, {d.code_norm} norms"
+        f"{known.out}: {d.activation}, {latents} latents, {models} x {width}, code norm {d.code_norm}"
     )
     return 0
 
