@@ -189,9 +189,8 @@ def _dictionary(known: argparse.Namespace, rest: list[str]) -> int:
     shift = {"mean": normalization.mean.tolist(), "scale": normalization.scale.tolist()}
     dictionaries.save(d, known.out, normalization=shift, imported=str(known.source))
     models, width, latents = d.W_enc.shape
-    print(
-        f"{known.out}: {d.activation}, {latents} latents, {models} x {width}, code norm {d.code_norm}"
-    )
+    size = f"{latents} latents, {models} x {width}"
+    print(f"{known.out}: {d.activation}, {size}, code norm {d.code_norm}")
     return 0
 
 

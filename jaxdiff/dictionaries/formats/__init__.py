@@ -58,16 +58,19 @@ def import_dictionary(path: str | Path, format: str | None = None) -> Imported:
     path = Path(path)
     if not path.exists():
         raise JaxdiffError("there is no such file or folder", where=path)
-    if format is not None:
-        return _known(format).read(path)
-    for candidate in FORMATS.values():
-        if candidate.matches(path):
-            return candidate.read(path)
-    raise JaxdiffError(
-        "these are the files of no known format:\n  " + "\n  ".join(_list()),
-        where=path,
-        fix="name the folder that has the weights, or the format",
-    )
+    name = format or next((n for n, f in FORMATS.items() if f.matches(path)), None)
+    if name is None:
+        raise JaxdiffError(
+            "these are the files of no known format:\n  " + "\n  ".join(_list()),
+            where=path,
+            fix="name the folder that has the weights, or the format",
+        )
+    try:
+        return _known(name).read(path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise JaxdiffError(
+            f"the settings are not those of {name}: {type(error).__name__}: {error}", where=path
+        ) from error
 
 
 def export_dictionary(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxdiff.dictionaries.dictionary import Activation, CodeNorm, Dictionary, code_norms, fold
 from jaxdiff.dictionaries.formats._format import Imported, unsupported
 from jaxdiff.dictionaries.normalization import Normalization
+from jaxdiff.errors import JaxdiffError
 
 FLOAT = np.float32
 
@@ -21,7 +22,7 @@ def dictionary(
     *,
     activation: Activation,
     threshold: np.ndarray | float = 0.0,
-    k: float | int | np.ndarray = 0.0,
+    k: float | int | np.ndarray | None = 0.0,
     code_norm: CodeNorm = "none",
     centred: bool = False,
 ) -> Dictionary:
@@ -40,7 +41,12 @@ def dictionary(
 
     Returns:
         The dictionary.
+
+    Raises:
+        JaxdiffError: If topk or batch_topk have no k that they could keep.
     """
+    if activation in ("topk", "batch_topk") and not (k is not None and 1 <= k <= b_enc.size):
+        raise JaxdiffError(f"k must be from 1 to the {b_enc.size} latents, not {k}", where="k")
     if W_enc.ndim == 2:
         W_enc, W_dec, b_dec = W_enc[None], W_dec[:, None], b_dec[None]
     bias = b_enc.astype(np.float64) - (_shift(W_enc, b_dec) if centred else 0.0)
@@ -49,7 +55,7 @@ def dictionary(
         *map(jnp.asarray, leaves),
         threshold=jnp.asarray(np.asarray(threshold, FLOAT)),
         activation=activation,
-        k=float(k),
+        k=float(k or 0),
         code_norm=code_norm,
     )
 
@@ -158,4 +164,6 @@ def thresholds(d: Dictionary, where: Path, format: str) -> np.ndarray:
 
 
 def _shift(W_enc: np.ndarray, b_dec: np.ndarray) -> np.ndarray:
-    return np.einsum("md,mdl->l", b_dec.astype(np.float64), W_enc.astype(np.float64))
+    # Model by model: a whole encoder in float64 takes much memory.
+    parts = [b.astype(np.float64) @ W.astype(np.float64) for b, W in zip(b_dec, W_enc, strict=True)]
+    return np.sum(parts, axis=0)

@@ -29,13 +29,13 @@ def _matches(path: Path) -> bool:
 def _read(path: Path) -> Imported:
     folder = folder_of(path)
     settings = files.read_settings(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    if settings.get("architecture", "jump_relu") != "jump_relu":
-        raise unsupported(f"the architecture {settings['architecture']!r}", folder)
     site, target = settings.get("hf_hook_point_in"), settings.get("hf_hook_point_out")
     # Cross-layer transcoders have the files of a crosscoder.
     if target not in (None, site) or any("clt" in part for part in folder.resolve().parts[-2:]):
         raise unsupported(f"a transcoder from {site} to {target}", folder)
     if (folder / WEIGHTS).is_file():
+        if settings.get("architecture", "jump_relu") != "jump_relu":
+            raise unsupported(f"the architecture {settings['architecture']!r}", folder)
         t = _tensors(folder / WEIGHTS, _SHAPES)
         threshold = t.pop("threshold")
         d = convert.dictionary(*t.values(), activation="jumprelu", threshold=threshold)

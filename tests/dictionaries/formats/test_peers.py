@@ -17,6 +17,8 @@ _peers = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_peers)
 CASES = [(format, name) for format, cases in _peers.CASES.items() for name in cases]
 
+LOCAL = ("l1_old", "batch_topk_local")
+
 
 def save_ours(path, tensors):
     """Writes a .pt file without torch."""
@@ -55,10 +57,14 @@ def test_latents_and_reconstructions(tmp_path, format, name):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("format", "name"), [c for c in CASES if c[0] in ("kissane", "crosscode")])
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [c for c in CASES if c[0] in ("kissane", "crosscode", "openai") or c[1].endswith(LOCAL)],
+)
 def test_files_of_torch(tmp_path, format, name):
     pytest.importorskip("torch")
     case = _peers.CASES[format][name]()
+    assert any(file.endswith(".pt") for file in case.files)
     case.write(tmp_path, save_torch)
     check(import_dictionary(tmp_path), case)
 
@@ -75,6 +81,28 @@ def test_written_and_read_again(tmp_path, format, name):
         return
     export_dictionary(found.dictionary, tmp_path / "ours", format, found.normalization)
     check(import_dictionary(tmp_path / "ours"), case)
+
+
+@pytest.mark.parametrize(("format", "name"), CASES)
+def test_a_folder_may_be_named_by_a_file(tmp_path, format, name):
+    case = _peers.CASES[format][name]()
+    case.write(tmp_path, save_ours)
+    for file in case.files:
+        if format != "openai" and "/" not in file:
+            check(import_dictionary(tmp_path / file), case)
+
+
+def test_checkpoints_of_scripts_are_told_by_their_neighbours(tmp_path):
+    case = _peers.kissane(("3_cfg.json", "3.pt"))
+    case.write(tmp_path, save_ours)
+    check(import_dictionary(tmp_path / "3.pt"), case)
+    case = _peers.openai()
+    (other,) = case.files.values()
+    save_ours(tmp_path / "4.pt", other)
+    check(import_dictionary(tmp_path / "4.pt"), case)
+    case = _peers.crosscoder(code=2, local=True)
+    save_ours(tmp_path / "checkpoint_40000.pt", case.files["model_final.pt"])
+    check(import_dictionary(tmp_path / "checkpoint_40000.pt"), case)
 
 
 def test_every_format_has_a_case(golden):

@@ -101,6 +101,10 @@ def test_another_format_than_the_files_have(golden):
             "IdentityDict",
         ),
         ("dictionary_learning_AutoEncoder", "config.json", {"trainer": {}}, "no dict_class"),
+        ("dictionary_learning_AutoEncoder", "config.json", {"trainer": 3}, "settings are not"),
+        ("sparsify", "cfg.json", {"k": 0}, "from 1 to the 7 latents, not 0"),
+        ("sparsify", "cfg.json", {"k": "two"}, "settings are not those of sparsify"),
+        ("saelens_topk", "cfg.json", {"k": None}, "from 1 to the 7 latents, not None"),
     ],
 )
 def test_settings_with_no_place(copied, case, name, changes, message):
