@@ -63,7 +63,7 @@ def _rule(kind: str, cfg: dict[str, Any], t: dict[str, Any], where: Path) -> dic
     if kind == _JUMPRELU:
         return {"activation": "jumprelu", "threshold": np.exp(t[_THRESHOLD].astype(np.float64))}
     if kind == "BatchTopkActivation":
-        log(f"{where} has no threshold: all positive latents pass until training.calibrate sets it")
+        log(f"{where} has no threshold: all positive latents pass until one is calibrated")
         return {"activation": "batch_topk", "k": cfg.get("k") or cfg.get("k_per_example")}
     raise unsupported(f"the activation {kind}", where)
 

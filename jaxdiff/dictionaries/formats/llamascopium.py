@@ -52,7 +52,9 @@ def _read(path: Path) -> Imported:
     optional |= {name: "" for name in found if name.startswith(_SCALES)}
     t = files.take(found, shapes, folder / WEIGHTS, optional=optional)
     by_norm = settings.get("sparsity_include_decoder_norm", True)
-    d = _dictionary(t, act, float(settings.get("top_k", 0)), bool(by_norm), folder)
+    # The setting is there for all activations.
+    k = float(settings.get("top_k", 0)) if "topk" in act else 0.0
+    d = _dictionary(t, act, k, bool(by_norm), folder)
     return convert.imported(d, _scale(settings, t, sites, folder))
 
 
@@ -66,9 +68,7 @@ def _dictionary(t: dict[str, Any], act: str, k: float, by_norm: bool, folder: Pa
         safe = np.where(norms > 0, norms, 1.0) if by_norm else 1.0
         rule["threshold"] = np.where((norms > 0) | (not by_norm), threshold / safe, np.inf)
     if act == "batchtopk":
-        log(
-            f"{folder} has no threshold: all positive latents pass until training.calibrate sets it"
-        )
+        log(f"{folder} has no threshold: all positive latents pass until one is calibrated")
     if not crosscoder:
         b_D = t.get("b_D", np.zeros(t["W_E"].shape[0]))
         code_norm = "sae" if by_norm else "none"

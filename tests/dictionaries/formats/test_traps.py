@@ -163,6 +163,26 @@ def test_a_threshold_that_was_never_set_lets_all_pass(tmp_path):
     assert 0.3 < active.mean() < 0.7
 
 
+@pytest.mark.parametrize("format", ["crosscode", "llamascopium"])
+def test_batch_topk_without_a_threshold_says_so(tmp_path, format, capfd):
+    """These two have it for training only: the k largest of whatever batch there is."""
+    d = Dictionary(
+        *(jnp.ones((1, 3, 4)), jnp.zeros(4), jnp.ones((4, 1, 3)), jnp.zeros((1, 3))),
+        threshold=jnp.zeros(()),
+        activation="topk",
+        k=2.0,
+        code_norm="none",
+    )
+    export_dictionary(d, tmp_path, format)
+    name = {"crosscode": "model_cfg.yaml", "llamascopium": "config.json"}[format]
+    text = (tmp_path / name).read_text()
+    text = text.replace("TopkActivation", "BatchTopkActivation").replace('"topk"', '"batchtopk"')
+    (tmp_path / name).write_text(text)
+    found = import_dictionary(tmp_path).dictionary
+    assert "no threshold" in "".join(capfd.readouterr())
+    assert (found.activation, found.k, float(found.threshold)) == ("batch_topk", 2.0, 0.0)
+
+
 RULES = ("saelens", "gemma_scope", "gemma_scope_2", "dictionary_learning", "llamascopium")
 
 
