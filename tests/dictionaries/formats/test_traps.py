@@ -163,6 +163,18 @@ def test_a_threshold_that_was_never_set_lets_all_pass(tmp_path):
     assert 0.3 < active.mean() < 0.7
 
 
+def test_layers_are_ordered_by_number(tmp_path):
+    """By name, layer 10 would come before layer 2."""
+    n = 11
+    for i in range(n):
+        tensors = {"w_enc": [[i + 1.0]], "b_enc": [0.0], "b_dec": [0.0], "threshold": [0.0]}
+        tensors["w_dec"] = np.zeros((1, n, 1))
+        arrays = {name: np.asarray(v, np.float32) for name, v in tensors.items()}
+        save_file(arrays, tmp_path / f"params_layer_{i}.safetensors")
+    found = import_dictionary(tmp_path).dictionary
+    np.testing.assert_array_equal(found.W_enc[:, 0], np.diag(np.arange(1.0, n + 1)))
+
+
 @pytest.mark.parametrize("format", ["crosscode", "llamascopium"])
 def test_batch_topk_without_a_threshold_says_so(tmp_path, format, capfd):
     """These two have it for training only: the k largest of whatever batch there is."""
