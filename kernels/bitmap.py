@@ -73,12 +73,20 @@ def entries(words: UInt32[Array, "W G"], size: int) -> Entries:
     ended = jnp.zeros(size, jnp.int32).at[offsets[1:-1]].add(1, mode="drop")
     groups = jnp.cumsum(ended)
     rank = slots - offsets[groups]
-    before = held[groups]  # [N, W]
-    word = jnp.sum(before <= rank[:, None], axis=1, dtype=jnp.int32)
-    word = jnp.minimum(word, columns.shape[1] - 1)
+    word = _word_of(held, groups, rank)
     value = columns[groups, word]
-    rank = rank - (before[slots, word] - lax.population_count(value).astype(jnp.int32))
+    rank = rank - (held[groups, word] - lax.population_count(value).astype(jnp.int32))
     return Entries(offsets, groups, word * _WORD + _place_of(value, rank))
+
+
+def _word_of(held: Int32[Array, "G W"], groups, rank) -> Int32[Array, " N"]:
+    """Returns the word that the group's `rank`-th place is in, by bisection."""
+    words = held.shape[1]
+    word = jnp.zeros_like(rank)
+    for half in (1 << i for i in reversed(range((words - 1).bit_length()))):
+        last = jnp.minimum(word + half, words) - 1
+        word = jnp.where(held[groups, last] <= rank, last + 1, word)
+    return jnp.minimum(word, words - 1)
 
 
 def _place_of(word: UInt32[Array, " N"], rank: Int32[Array, " N"]) -> Int32[Array, " N"]:

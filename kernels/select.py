@@ -117,7 +117,9 @@ def _narrow(scores: Scores, n, most: int, near) -> _Search:
         return (s.passes > 0) & ((s.count >= n) & (s.count <= most) | (s.high - s.low <= 1))
 
     def look(s: _Search) -> _Search:
-        words = pack(scores.all() >= _float(s.pivot))
+        # The barrier keeps the scores inside of the loop: one pass, and no array of them.
+        norms, pivot = lax.optimization_barrier((scores.norms, s.pivot))
+        words = pack(scores._replace(norms=norms).all() >= _float(pivot))
         count = scores.total(places(words))
         low = jnp.where(count > most, s.pivot, s.low)
         high = jnp.where(count < n, s.pivot, s.high)

@@ -112,21 +112,27 @@ def decoder_norms(d: Dictionary) -> Float[Array, "L M"]:
 
 
 def code_norms(d: Dictionary) -> Float[Array, " L"] | Float[Array, "L M"]:
-    """Returns the weight of each latent in ranking and penalty, from its decoder norms n_m.
+    """Returns the weight of each latent in ranking and penalty; see `combined_norms`."""
+    return combined_norms(decoder_norms(d), d.code_norm)
+
+
+def combined_norms(
+    norms: Float[Array, "L M"], code_norm: CodeNorm
+) -> Float[Array, " L"] | Float[Array, "L M"]:
+    """Returns the weight of each latent from its decoder norms n_m in the models.
 
     crosscoder: sum of n_m; sae: norm of the concatenated rows; mixed: sae + crosscoder / 10;
     none: 1; decoupled: n_m itself, one weight for each model.
     """
-    norms = decoder_norms(d)
-    if d.code_norm == "decoupled":
+    if code_norm == "decoupled":
         return norms
-    if d.code_norm == "none":
+    if code_norm == "none":
         return jnp.ones(norms.shape[0])
     total = jnp.sum(norms, axis=-1)
-    if d.code_norm == "crosscoder":
+    if code_norm == "crosscoder":
         return total
     joint = _safe_sqrt(jnp.sum(jnp.square(norms), axis=-1))
-    return joint if d.code_norm == "sae" else joint + 0.1 * total
+    return joint if code_norm == "sae" else joint + 0.1 * total
 
 
 def pre_activations(

@@ -16,7 +16,7 @@ from jaxdiff.dictionaries.dictionary import accumulation
 from jaxdiff.kernels.cut_rows import cut_rows
 from jaxdiff.kernels.row_adam.rule import update_rows
 from jaxdiff.kernels.select import LOWEST, Scores
-from jaxdiff.training.rows import Rows, Schedule
+from jaxdiff.training.rows import Schedule, Tables
 
 # Dead latents of a block.
 _BLOCK = 256
@@ -98,30 +98,26 @@ def squares(
 
 def apply(
     revived: Revived,
-    params: Rows,
-    moments: Rows,
+    tables: Tables,
     last: Int32[Array, " L"],
     x: Float[Array, "B MD"],
     schedule: Schedule,
-) -> tuple[Rows, Rows]:
+) -> Tables:
     """Updates the dead latents' rows."""
 
-    def update(state, latents, codes):
-        W_enc, b_enc, W_dec = _gradient(revived, state["W_dec"][0], x, latents, codes)
-        gradient = {"W_enc": W_enc, "b_enc": b_enc[:, None], "W_dec": W_dec}
-        return {
-            name: update_rows(state[name], latents, g, last, **schedule._asdict())
-            for name, g in gradient.items()
-        }
+    def update(tables, latents, codes):
+        W_enc, b_enc, W_dec = _gradient(revived, tables.W_dec.params, x, latents, codes)
 
-    state = {name: (getattr(params, name), getattr(moments, name)) for name in ("W_enc", "W_dec")}
-    state["b_enc"] = (params.b_enc[:, None], moments.b_enc[:, None])
-    state = _fold(revived, update, state)
-    state["b_enc"] = tuple(column[:, 0] for column in state["b_enc"])
-    return (
-        params._replace(**{name: pair[0] for name, pair in state.items()}),
-        moments._replace(**{name: pair[1] for name, pair in state.items()}),
-    )
+        def move(table, rows):
+            return update_rows(table, latents, rows, last, **schedule._asdict())
+
+        return tables._replace(
+            W_enc=move(tables.W_enc, W_enc),
+            b_enc=move(tables.b_enc, b_enc[:, None]),
+            W_dec=move(tables.W_dec, W_dec),
+        )
+
+    return _fold(revived, update, tables)
 
 
 def _fold(revived: Revived, take: Callable, state: State) -> State:

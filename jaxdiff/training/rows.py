@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Int32
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.dictionary import Dictionary
-from jaxdiff.kernels.row_adam.rule import BETA2  # pyright: ignore[reportMissingImports]
+from jaxdiff.kernels.row_adam.rule import BETA2, Table  # pyright: ignore[reportMissingImports]
 from jaxdiff.training.sparsity import L1State
 from jaxdiff.training.state import TrainState, make_optimizer
 
@@ -17,37 +17,35 @@ from jaxdiff.training.state import TrainState, make_optimizer
 _FIRST_THRESHOLD = 0x3F800000
 
 
-class Rows(NamedTuple):
-    """Parameters, or second moments, with latents first; models and widths are joined.
+class Tables(NamedTuple):
+    """Parameters and second moments with latents first; models and widths are joined.
 
     Attributes:
-        W_enc: Encoder, one row for each latent.
-        b_enc: Encoder bias.
-        W_dec: Decoder.
-        b_dec: Decoder bias.
+        W_enc: Encoder, [L, M D].
+        b_enc: Encoder bias, [L, 1].
+        W_dec: Decoder, [L, M D], with the squared norm of each row in each model, [L, M].
+        b_dec: Decoder bias, [1, M D].
     """
 
-    W_enc: Float[Array, "L MD"]
-    b_enc: Float[Array, " L"]
-    W_dec: Float[Array, "L MD"]
-    b_dec: Float[Array, " MD"]
+    W_enc: Table
+    b_enc: Table
+    W_dec: Table
+    b_dec: Table
 
 
 class RowState(NamedTuple):
     """State of sparse training; all of it is in a checkpoint.
 
     Attributes:
-        params: Parameters.
-        moments: Adam's second moments as of the step that last touched a row.
-        last: That step, 0 for none [steps].
+        tables: Parameters and Adam's second moments.
+        last: Step that last touched each latent, 0 for none [steps].
         step: Steps done [steps].
         idle: Tokens since each latent was last active [tokens].
         l1: L1 weight and its controller.
         near: Bit pattern of the last selection's threshold, where the next search starts.
     """
 
-    params: Rows
-    moments: Rows
+    tables: Tables
     last: Int32[Array, " L"]
     step: Int[Array, ""]
     idle: Int[Array, " L"]
@@ -73,9 +71,24 @@ def to_rows(state: TrainState, train: TrainConfig) -> RowState:
     """Returns the sparse step's form of the dense step's state, when beta1 is 0."""
     moments = _adam(state.optimizer).nu
     dtype = jnp.dtype(train.moment_dtype)
+
+    def table(name, latents_last=False):
+        values = (getattr(tree, name) for tree in (state.params, moments))
+        if latents_last:
+            values = (jnp.moveaxis(value, -1, 0) for value in values)
+        params, moment = (value.reshape(rows[name], -1) for value in values)
+        return Table(params, moment.astype(dtype))
+
+    latents = state.idle.size
+    rows = {"W_enc": latents, "b_enc": latents, "W_dec": latents, "b_dec": 1}
+    squares = jnp.sum(jnp.square(state.params.W_dec), axis=-1)
     return RowState(
-        params=_rows(state.params),
-        moments=jax.tree.map(lambda a: a.astype(dtype), _rows(moments)),
+        tables=Tables(
+            W_enc=table("W_enc", latents_last=True),
+            b_enc=table("b_enc"),
+            W_dec=table("W_dec")._replace(squares=squares),
+            b_dec=table("b_dec"),
+        ),
         last=jnp.full_like(state.idle, state.step),
         step=state.step,
         idle=state.idle,
@@ -89,44 +102,35 @@ def to_dense(
 ) -> TrainState:
     """Returns the dense step's form of the state, with all second moments decayed to this step."""
     since = (state.step - state.last).astype(jnp.float32)
-    decay = jnp.exp(since * jnp.log(jnp.float32(BETA2)))
-    moments = jax.tree.map(lambda a: a.astype(jnp.float32), state.moments)
-    moments = moments._replace(
-        W_enc=moments.W_enc * decay[:, None],
-        b_enc=moments.b_enc * decay,
-        W_dec=moments.W_dec * decay[:, None],
-    )
-    params = to_dictionary(state.params, config, shape)
+    decay = jnp.exp(since * jnp.log(jnp.float32(BETA2)))[:, None]
+
+    def settled(table: Table) -> Array:
+        moment = table.moment.astype(jnp.float32)
+        return moment * decay if moment.shape[0] == decay.shape[0] else moment
+
+    params = to_dictionary(state.tables, config, shape)
+    moments = Tables(*(Table(settled(t), t.moment) for t in state.tables))
     fresh = make_optimizer(config, train).init(params)
-    adam = _adam(fresh)._replace(count=state.step, nu=to_dictionary(moments, config, shape))
-    counted = jax.tree.map(
-        lambda a: state.step if a.dtype == jnp.int32 else a, _replaced(fresh, adam)
+    nu = to_dictionary(moments, config, shape)
+    optimizer = jax.tree.map(
+        lambda node: node._replace(nu=nu) if _is_adam(node) else node, fresh, is_leaf=_is_adam
     )
-    return TrainState(params, counted, state.step, state.idle, state.l1)
+    optimizer = jax.tree.map(lambda a: state.step if a.dtype == jnp.int32 else a, optimizer)
+    return TrainState(params, optimizer, state.step, state.idle, state.l1)
 
 
-def to_dictionary(rows: Rows, config: DictionaryConfig, shape: tuple[int, int]) -> Dictionary:
+def to_dictionary(tables: Tables, config: DictionaryConfig, shape: tuple[int, int]) -> Dictionary:
     """Returns the parameters as a dictionary, its threshold 0."""
-    latents = rows.b_enc.shape[0]
+    latents = tables.b_enc.params.shape[0]
     return Dictionary(
-        W_enc=jnp.moveaxis(rows.W_enc.reshape(latents, *shape), 0, -1),
-        b_enc=rows.b_enc,
-        W_dec=rows.W_dec.reshape(latents, *shape),
-        b_dec=rows.b_dec.reshape(shape),
+        W_enc=jnp.moveaxis(tables.W_enc.params.reshape(latents, *shape), 0, -1),
+        b_enc=tables.b_enc.params[:, 0],
+        W_dec=tables.W_dec.params.reshape(latents, *shape),
+        b_dec=tables.b_dec.params.reshape(shape),
         threshold=jnp.zeros(shape[:1] if config.code_norm == "decoupled" else ()),
         activation=config.activation,
         k=config.k,
         code_norm=config.code_norm,
-    )
-
-
-def _rows(d: Dictionary) -> Rows:
-    latents = d.b_enc.shape[0]
-    return Rows(
-        W_enc=jnp.moveaxis(d.W_enc, -1, 0).reshape(latents, -1),
-        b_enc=d.b_enc,
-        W_dec=d.W_dec.reshape(latents, -1),
-        b_dec=d.b_dec.reshape(-1),
     )
 
 
@@ -136,7 +140,3 @@ def _is_adam(node) -> bool:
 
 def _adam(optimizer) -> optax.ScaleByAdamState:
     return next(n for n in jax.tree.leaves(optimizer, is_leaf=_is_adam) if _is_adam(n))
-
-
-def _replaced(optimizer, adam: optax.ScaleByAdamState):
-    return jax.tree.map(lambda n: adam if _is_adam(n) else n, optimizer, is_leaf=_is_adam)

@@ -13,17 +13,17 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
-from jaxdiff.dictionaries.dictionary import accumulation, code_norms
+from jaxdiff.dictionaries.dictionary import accumulation, combined_norms
 from jaxdiff.dictionaries.loss import Parts, reconstruction_loss
 from jaxdiff.kernels.bitmap import Entries, entries, pack_places
 from jaxdiff.kernels.gathered_dots import gathered_dots
 from jaxdiff.kernels.row_adam import row_adam
-from jaxdiff.kernels.row_adam.rule import adam
+from jaxdiff.kernels.row_adam.rule import update_rows
 from jaxdiff.kernels.segments import fold_segments, weighted_sum
 from jaxdiff.kernels.select import Scores, Selection, select
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.training import revival
-from jaxdiff.training.rows import Rows, RowState, Schedule, to_dictionary
+from jaxdiff.training.rows import RowState, Schedule, Tables
 from jaxdiff.training.sparsity import annealed_k
 from jaxdiff.training.state import learning_rate
 from jaxdiff.training.step import Info, idle_after, summarize
@@ -51,32 +51,31 @@ def sparse_step(
     Returns:
         The next state, and what is logged.
     """
-    params, k = state.params, annealed_k(config, state.step)
+    tables, k = state.tables, annealed_k(config, state.step)
     rows = x.reshape(x.shape[0], -1)
-    scores = _scores(params, rows, config, train, x.shape[1:], axes)
+    scores = _scores(state, rows, config, train, axes)
     codes = _encode(scores, state, jnp.round(k * x.shape[0]), _slots(config, x.shape[0]))
-    guess = scores.total(weighted_gather(params.W_dec, *codes.by_row))
-    error = x - (guess + params.b_dec[None, :]).reshape(x.shape)
+    guess = scores.total(weighted_gather(tables.W_dec.params, *codes.by_row))
+    error = x - (guess + tables.b_dec.params).reshape(x.shape)
     objective = functools.partial(reconstruction_loss, squared=config.loss == "mse")
     reconstruction, pulled = jax.value_and_grad(objective)(error)
-    gradient = _gradient(params, codes, rows, -pulled.reshape(rows.shape))
+    gradient = _gradient(tables, codes, rows, -pulled.reshape(rows.shape))
 
     fired = codes.selection.entries.offsets[1:] > codes.selection.entries.offsets[:-1]
     dead = ~fired & (state.idle + x.shape[0] >= config.dead_after)
-    revived = revival.revive(params.W_dec, scores, dead, error, config=config)
-    squares = _squares(gradient) + revival.squares(revived, params.W_dec, rows)
+    revived = revival.revive(tables.W_dec.params, scores, dead, error, config=config)
+    squares = _squares(gradient) + revival.squares(revived, tables.W_dec.params, rows)
     norm = jnp.sqrt(scores.total(squares) + jnp.sum(jnp.square(gradient.b_dec)))
     schedule = Schedule(
         step=state.step + 1,
         rate=learning_rate(config, train)(state.step),
         scale=jnp.minimum(1.0, train.clip / norm) if train.clip else jnp.ones(()),
     )
-    params, moments = _apply(state, gradient, fired, schedule)
-    params, moments = revival.apply(revived, params, moments, state.last, rows, schedule)
+    tables = _apply(state, gradient, schedule)
+    tables = revival.apply(revived, tables, state.last, rows, schedule)
     idle = idle_after(state.idle, fired, x.shape[0])
     new = RowState(
-        params=params,
-        moments=moments,
+        tables=tables,
         last=jnp.where(fired | revived.dead, schedule.step, state.last),
         step=schedule.step,
         idle=idle,
@@ -121,17 +120,17 @@ def _slots(config: DictionaryConfig, batch: int) -> int:
     return round(max(config.k, config.k_start or 0) * batch)
 
 
-def _scores(params: Rows, x, config, train, shape, axes) -> Scores:
+def _scores(state: RowState, x, config, train, axes) -> Scores:
     dtype = jnp.dtype(train.dtype)
     pre = lax.dot_general(
         x.astype(dtype),
-        params.W_enc.astype(dtype),
+        state.tables.W_enc.params.astype(dtype),
         (((1,), (1,)), ((), ())),
         **accumulation(dtype),
     )
-    norms = code_norms(to_dictionary(params, config, shape))
+    norms = combined_norms(jnp.sqrt(state.tables.W_dec.squares), config.code_norm)
     first = lax.axis_index(axes).astype(jnp.int32) * norms.size if axes else jnp.int32(0)
-    return Scores(pre, params.b_enc, norms, first, axes)
+    return Scores(pre, state.tables.b_enc.params[:, 0], norms, first, axes)
 
 
 def _encode(scores: Scores, state: RowState, n, slots: int) -> _Codes:
@@ -145,9 +144,11 @@ def _encode(scores: Scores, state: RowState, n, slots: int) -> _Codes:
     return _Codes(selection, values, (by_row.indices, row_values, by_row.offsets))
 
 
-def _gradient(params: Rows, codes: _Codes, x, slope) -> _Gradient:
+def _gradient(tables: Tables, codes: _Codes, x, slope) -> _Gradient:
     found = codes.selection.entries
-    slopes = gathered_dots(params.W_dec, found.groups, slope, found.indices, found.offsets[-1])
+    slopes = gathered_dots(
+        tables.W_dec.params, found.groups, slope, found.indices, found.offsets[-1]
+    )
     return _Gradient(found, codes.values, slopes, slope, x, jnp.sum(slope, axis=0))
 
 
@@ -169,58 +170,21 @@ def _squares(g: _Gradient) -> Float[Array, ""]:
     return fold_segments(g.found.offsets, sums, add, jnp.zeros(()))
 
 
-def _apply(state: RowState, g: _Gradient, fired, schedule: Schedule) -> tuple[Rows, Rows]:
+def _apply(state: RowState, g: _Gradient, schedule: Schedule) -> Tables:
     """Updates the rows of the selected latents, and the decoder bias."""
-    params, moments, found = state.params, state.moments, g.found
+    tables, found, how = state.tables, g.found, schedule._asdict()
 
-    def rows(name, source, weights):
-        return row_adam(
-            getattr(params, name),
-            getattr(moments, name),
-            state.last,
-            source,
-            found.indices,
-            weights,
-            found.offsets,
-            **schedule._asdict(),
-        )
+    def update(table, source, indices, weights):
+        return row_adam(table, state.last, source, indices, weights, found.offsets, **how)
 
-    def elements(name, gradient, since):
-        return adam(
-            getattr(params, name),
-            getattr(moments, name),
-            schedule.scale * gradient,
-            since=since,
-            step=schedule.step,
-            rate=schedule.rate,
-        )
-
-    since = schedule.step - state.last
-    b_enc, b_moment = elements("b_enc", _sums(found, g.slopes), since)
-    b_enc = jnp.where(fired, b_enc, params.b_enc)
-    b_moment = jnp.where(fired, b_moment, moments.b_enc.astype(jnp.float32))
-    updated = {
-        "W_enc": rows("W_enc", g.x, g.slopes),
-        "b_enc": (b_enc, b_moment),
-        "W_dec": rows("W_dec", g.slope, g.values),
-        "b_dec": elements("b_dec", g.b_dec, jnp.int32(1)),
-    }
-    new = Rows(**{name: pair[0] for name, pair in updated.items()})
-    dtypes = {name: pair[1].astype(moments.b_enc.dtype) for name, pair in updated.items()}
-    return new, Rows(**dtypes)
-
-
-def _sums(found: Entries, values) -> Float[Array, " L"]:
-    """Returns the sum of each latent's values."""
-
-    def sums(_, slots, valid):
-        return jnp.sum(jnp.where(valid, values[slots], 0.0), axis=1)
-
-    def put(out, groups, rows):
-        return out.at[groups].set(rows, mode="drop", unique_indices=True)
-
-    out = jnp.zeros(found.offsets.size - 1)
-    return fold_segments(found.offsets, sums, put, out)
+    one, first = jnp.ones((1, 1)), jnp.zeros_like(found.indices)
+    just = jnp.full(1, state.step)  # The decoder bias moves in every step.
+    return Tables(
+        W_enc=update(tables.W_enc, g.x, found.indices, g.slopes),
+        b_enc=update(tables.b_enc, one, first, g.slopes),
+        W_dec=update(tables.W_dec, g.slope, found.indices, g.values),
+        b_dec=update_rows(tables.b_dec, jnp.zeros(1, jnp.int32), g.b_dec[None], just, **how),
+    )
 
 
 def _parts(x, error, codes: _Codes, fired, reconstruction, aux, scores: Scores, config) -> Parts:

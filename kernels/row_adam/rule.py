@@ -5,6 +5,9 @@ every step. Multiplying by beta2^(steps since) when the row is next touched is t
 so rows that nothing selected are neither read nor written.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
@@ -36,8 +39,23 @@ def adam(
     return value - rate * gradient / (jnp.sqrt(unbiased) + EPSILON), moment
 
 
+class Table(NamedTuple):
+    """Rows that Adam moves.
+
+    Attributes:
+        params: Parameters.
+        moment: Second moments, as of the step that last touched a row.
+        squares: Squared norm of each of G equal parts of a row, kept up to date where rows move;
+            None where nobody asks for them.
+    """
+
+    params: Float[Array, "L D"]
+    moment: Float[Array, "L D"]
+    squares: Float[Array, "L G"] | None = None
+
+
 def update_rows(
-    state: tuple[Float[Array, "L D"], Float[Array, "L D"]],
+    table: Table,
     rows: Int32[Array, " T"],
     gradient: Float[Array, "T D"],
     last: Int32[Array, " L"],
@@ -45,24 +63,28 @@ def update_rows(
     step: Int32[Array, ""],
     rate: Float[Array, ""],
     scale: Float[Array, ""],
-) -> tuple[Float[Array, "L D"], Float[Array, "L D"]]:
+) -> Table:
     """Updates listed rows, all different; those out of range are left out.
 
     Args:
-        state: Parameters and second moments.
-        rows: Rows.
+        table: Rows.
+        rows: Which to update.
         gradient: Their gradient.
         last: Step that last touched each row, 0 for none [steps].
         step: Number of this step, from 1 [steps].
         rate: Learning rate.
         scale: Factor of the gradient, below 1 where it is clipped.
     """
-    params, moment = state
     since = (step - last.at[rows].get(mode="clip"))[:, None]
-    old = params.at[rows].get(mode="clip"), moment.at[rows].get(mode="clip")
-    new = adam(*old, scale * gradient, since=since, step=step, rate=rate)
+    old = [a.at[rows].get(mode="clip") for a in (table.params, table.moment)]
+    params, moment = adam(*old, scale * gradient, since=since, step=step, rate=rate)
+    new = Table(params, moment)
+    if table.squares is not None:
+        parts = params.reshape(*rows.shape, table.squares.shape[1], -1)
+        new = new._replace(squares=jnp.sum(jnp.square(parts), axis=-1))
 
-    def put(all_rows, some):
-        return all_rows.at[rows].set(some.astype(all_rows.dtype), mode="drop", unique_indices=True)
+    def put(everything, some):
+        some = some.astype(everything.dtype)
+        return everything.at[rows].set(some, mode="drop", unique_indices=True)
 
-    return put(params, new[0]), put(moment, new[1])
+    return jax.tree.map(put, table, new)

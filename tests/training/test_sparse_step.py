@@ -74,7 +74,7 @@ def test_twelve_steps_equal_the_dense_step(case):
                     getattr(other, name), getattr(one, name), rtol=2e-4, atol=1e-6, err_msg=name
                 )
     np.testing.assert_array_equal(b.idle, a.idle)
-    mine = to_dictionary(b.params, config, SHAPE)
+    mine = to_dictionary(b.tables, config, SHAPE)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         np.testing.assert_allclose(getattr(mine, name), getattr(a.params, name), atol=2e-5)
     if "dead" in case:
