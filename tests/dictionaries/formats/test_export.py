@@ -37,10 +37,10 @@ def _make(activation, code_norm, models):
     shape = {"topk": (), "relu": (), "batch_topk": (), "jumprelu": (LATENTS,)}[activation]
     shape += (models,) if code_norm == "decoupled" else ()
     leaves = (draw(models, WIDTH, LATENTS), b_enc, W_dec, draw(models, WIDTH))
-    threshold = np.abs(draw(*shape)) if activation != "relu" else np.zeros(shape, np.float32)
+    threshold = 0.5 + np.abs(draw(*shape)) if activation != "relu" else np.zeros(shape)
     return Dictionary(
         *map(jnp.asarray, leaves),
-        threshold=jnp.asarray(threshold),
+        threshold=jnp.asarray(threshold, jnp.float32),
         activation=activation,
         k=3.0,
         code_norm=code_norm,
@@ -75,7 +75,7 @@ SCALED |= {("dictionary_learning", "batch_topk")}
 
 @pytest.mark.parametrize("format", TAKEN)
 def test_every_kind(tmp_path, format):
-    x = np.random.default_rng(0).normal(size=(30, 2, WIDTH)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(300, 2, WIDTH)).astype(np.float32)
     taken = set()
     for kind in itertools.product(ACTIVATIONS, NORMS, (1, 2)):
         d, folder, rows = _make(*kind), tmp_path / "-".join(map(str, kind)), jnp.asarray(x)
