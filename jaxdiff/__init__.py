@@ -24,6 +24,7 @@ __all__ = [
     "dictionaries",
     "diffing",
     "edits",
+    "estimate",
     "kernels",
     "mesh",
     "models",

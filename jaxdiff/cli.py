@@ -1,6 +1,7 @@
 """The command line: thin; every command is one function of a package."""
 
 import argparse
+import json
 import logging
 import sys
 import warnings
@@ -20,6 +21,11 @@ _STAGES = {
 }
 
 
+_ESTIMATE = (
+    "memory, operations, traffic and the shortest time of harvest and training on hardware that is "
+    "not here. --topology CHIP:SHAPE names it (v5p:4x4x4, h100:8); --width D stands in for models "
+    "whose config cannot be read; --json FILE keeps all numbers"
+)
 _NO_NULL = "--no-null-pair"
 
 
@@ -41,6 +47,8 @@ def main(args: list[str] | None = None) -> int:
             return _presets()
         if known.command == "dictionary":
             return _dictionary(known, rest)
+        if known.command == "estimate":
+            return _estimate(known, rest)
         if known.command in ("models", "sites"):
             return (_models if known.command == "models" else _sites)(known, rest)
         return _stage(known, rest)
@@ -72,6 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _STAGES.items():
         stage = commands.add_parser(name, help=text, add_help=False)
         stage.add_argument("config", nargs="?", default=None)
+    cost = commands.add_parser(
+        "estimate",
+        help="say what a run needs on hardware that is not here: memory, time, traffic",
+        add_help=False,
+    )
+    cost.add_argument("config", nargs="?", default=None)
+    cost.add_argument("--topology")
+    cost.add_argument("--width", type=int)
+    cost.add_argument("--json", type=Path)
     organism = commands.add_parser("organism", help="make a pair with known truth anew")
     organism.add_argument("name", help="name of the organism, for instance chat-tiny")
     organism.add_argument("--out", type=Path, help="folder [default: runs/NAME]")
@@ -119,22 +136,8 @@ def _dictionary_parser(commands: Any) -> None:
 
 
 def _stage(known: argparse.Namespace, rest: list[str]) -> int:
-    import tyro
-
-    if known.config is None and not set(rest) & {"-h", "--help"}:
-        raise JaxdiffError(
-            f"jaxdiff {known.command} needs a config: a YAML file or a preset",
-            fix=f"presets are {', '.join(config.presets())}",
-        )
-    settings = tyro.cli(
-        tyro.conf.AvoidSubcommands[RunConfig],
-        args=[word for word in rest if word != _NO_NULL],
-        default=_with_null_pair(config.load(known.config or "quickstart"), rest),
-        prog=f"jaxdiff {known.command}" + ("" if known.command == "quickstart" else " CONFIG"),
-        description=_STAGES.get(known.command, "the whole pipeline on a pair with known truth")
-        + ". CONFIG is a YAML file or a preset; every field of it can be set here. "
-        + f"{_NO_NULL} leaves the null pair out.",
-    )
+    about = _STAGES.get(known.command, "the whole pipeline on a pair with known truth")
+    settings = _settings(known, rest, about)
     _quiet()
     from jaxdiff import pipeline
 
@@ -142,6 +145,51 @@ def _stage(known: argparse.Namespace, rest: list[str]) -> int:
     result = getattr(pipeline, name)(settings)
     if name in ("run", "report"):
         pipeline.summarize(settings, result)
+    return 0
+
+
+def _settings(known: argparse.Namespace, rest: list[str], about: str) -> RunConfig:
+    """Returns the config with the fields that are set on the command line."""
+    import tyro
+
+    if known.config is None and not set(rest) & {"-h", "--help"}:
+        raise JaxdiffError(
+            f"jaxdiff {known.command} needs a config: a YAML file or a preset",
+            fix=f"presets are {', '.join(config.presets())}",
+        )
+    return tyro.cli(
+        tyro.conf.AvoidSubcommands[RunConfig],
+        args=[word for word in rest if word != _NO_NULL],
+        default=_with_null_pair(config.load(known.config or "quickstart"), rest),
+        prog=f"jaxdiff {known.command}" + ("" if known.command == "quickstart" else " CONFIG"),
+        description=about
+        + ". CONFIG is a YAML file or a preset; every field of it can be set here. "
+        + f"{_NO_NULL} leaves the null pair out.",
+    )
+
+
+def _estimate(known: argparse.Namespace, rest: list[str]) -> int:
+    settings = _settings(known, rest, _ESTIMATE)
+    if known.topology is None:
+        raise JaxdiffError(
+            "jaxdiff estimate needs --topology: a chip and a shape",
+            fix="for instance --topology v5p:4x4x4, or --topology h100:8",
+        )
+    _quiet()
+    import jax
+    from rich.console import Console
+
+    from jaxdiff import estimate
+
+    # Nothing is run, so that a device that is here stays free.
+    jax.config.update("jax_platforms", "cpu")
+    found = estimate.estimate(settings, estimate.parse(known.topology), width=known.width)
+    print(estimate.title(found))
+    Console().print(estimate.table(found))
+    for line in estimate.advice(found):
+        print(line)
+    if known.json:
+        known.json.write_text(json.dumps(found.to_json(), indent=1) + "\n")
     return 0
 
 

@@ -15,7 +15,7 @@ LAYERS = (
     ("descent",),
     *(("dictionaries",), ("models",), ("edits",), ("causal", "readouts"), ("text",)),
     *(("activations",), ("training",), ("stats",), ("diffing",), ("organisms",), ("report",)),
-    *(("pipeline",), ("cli",)),
+    *(("pipeline",), ("estimate",), ("cli",)),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Leaves that any layer may use.
@@ -80,7 +80,7 @@ def _run(code: str) -> str:
 def test_import_is_light():
     heavy = "('flax', 'transformers', 'orbax', 'grain', 'tensorstore', 'optax', 'torch')"
     parts = (
-        "activations config dictionaries diffing edits models organisms pipeline readouts report "
+        "activations config dictionaries diffing edits estimate models organisms pipeline readouts report "
         "stats text"
     )
     code = (

@@ -1,53 +1,92 @@
 """The compiled programs of training on a mesh: the first state and the donated step."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax import lax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
 from jaxdiff.activations.normalization import Normalization
 from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.dictionaries.dictionary import Dictionary
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.mesh import DATA, LATENT, sharding
+from jaxdiff.training.rows import RowState, to_dictionary, to_rows
+from jaxdiff.training.sparse_step import sparse_step
 from jaxdiff.training.state import TrainState, init_state
 from jaxdiff.training.step import Info, train_step
 from jaxdiff.types import HostOrDevice
 
-# Which dimension of a leaf runs over latents, by the leaf's name; all others are replicated.
-_SPECS = {"W_enc": (None, None, LATENT), "b_enc": (LATENT,), "W_dec": (LATENT,), "idle": (LATENT,)}
+# Which dimension of a leaf runs over latents, by a name on its path; all others are replicated.
+_DENSE = {"W_enc": (None, None, LATENT), "b_enc": (LATENT,), "W_dec": (LATENT,), "idle": (LATENT,)}
+# In the sparse step each device sees the whole batch and has latents of its own.
+_SPARSE = dict.fromkeys(("W_enc", "b_enc", "W_dec", "last", "idle"), ((DATA, LATENT),))
 
-Step = Callable[[TrainState, Array, Normalization], tuple[TrainState, Info]]
+State = TrainState | RowState
+Step = Callable[[State, Array, Normalization], tuple[State, Info]]
+
+
+def is_sparse(config: DictionaryConfig, train: TrainConfig) -> bool:
+    """Tells whether training takes the sparse step; with `auto`, whether it could.
+
+    Raises:
+        JaxdiffError: If the sparse step is asked for and these settings do not allow it.
+    """
+    wanted = {
+        "dictionary.activation": (config.activation, config.activation == "batch_topk"),
+        "dictionary.code_norm": (config.code_norm, config.code_norm != "decoupled"),
+        "train.beta1": (train.beta1, train.beta1 == 0),
+    }
+    wrong = [f"{name} = {value}" for name, (value, fits) in wanted.items() if not fits]
+    if wrong and train.step == "sparse":
+        raise JaxdiffError(
+            f"the sparse step cannot be taken with {', '.join(wrong)}",
+            where="train.step",
+            fix="it needs batch_topk, a code norm that is not decoupled and beta1 = 0; "
+            "or let train.step be auto",
+        )
+    return train.step != "dense" and not wrong
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
-    """Returns the sharding of every leaf of a training state, or of any part of one.
+    """Returns the sharding of every leaf of a training state.
 
-    Latents are split over the axis `latent`: parameters, moments and counters stay where they are,
-    and only activations and sums over them cross devices.
+    Latents are split, over the axis `latent` or, in the state of the sparse step, over all
+    devices: parameters, moments and counters stay where they are, and only activations and sums
+    over them cross devices.
     """
+    specs = _SPARSE if isinstance(state, RowState) else _DENSE
 
     def leaf(path, _) -> NamedSharding:
-        name = jax.tree_util.keystr(path[-1:], simple=True)
-        return sharding(mesh, *_SPECS.get(name, ()))
+        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        return sharding(mesh, *next((specs[name] for name in names if name in specs), ()))
 
     return jax.tree_util.tree_map_with_path(leaf, state)
 
 
-def check_mesh(config: DictionaryConfig, train: TrainConfig, mesh: Mesh) -> None:
+def check_mesh(config: DictionaryConfig, train: TrainConfig, mesh: Mesh | AbstractMesh) -> None:
     """Refuses a mesh that does not divide the latents and the batch.
 
     Raises:
-        JaxdiffError: If it does not.
+        JaxdiffError: If it does not; the nearest numbers that would are named.
     """
-    for name, size, axis in (("latents", config.latents, LATENT), ("batch", train.batch, DATA)):
-        if size % mesh.shape[axis]:
+    over = mesh.size if is_sparse(config, train) else mesh.shape[LATENT]
+    for name, size, parts, axis in (
+        ("latents", config.latents, over, LATENT),
+        ("batch", train.batch, mesh.shape[DATA], DATA),
+    ):
+        if size % parts:
+            below, above = size // parts * parts, -(-size // parts) * parts
+            near = f"{below} or {above}" if below else f"{above}"
             raise JaxdiffError(
-                f"{name} = {size} cannot be split over {mesh.shape[axis]} devices",
+                f"{name} = {size} cannot be split over {parts} devices",
                 where=f"mesh.{axis}",
-                fix=f"make {name} a multiple of mesh.{axis}",
+                fix=f"make {name} a multiple of {parts}, such as {near}, or change the mesh",
             )
 
 
@@ -62,14 +101,15 @@ def put(x: Float[HostOrDevice, "B M D"], mesh: Mesh) -> Float[Array, "B M D"]:
 
 def compile_init(
     config: DictionaryConfig, train: TrainConfig, shape: tuple[int, int], mesh: Mesh
-) -> tuple[Callable[..., TrainState], TrainState]:
+) -> tuple[Callable[..., State], State]:
     """Returns the jitted `(x, normalization, key=) -> state`, and the state's shapes and shardings.
 
     The state is made where it will stay; no device ever holds all of it.
     """
 
-    def start(x, normalization, *, key) -> TrainState:
-        return init_state(config, train, normalization.apply(x.astype(jnp.float32)), key=key)
+    def start(x, normalization, *, key) -> State:
+        state = init_state(config, train, normalization.apply(x.astype(jnp.float32)), key=key)
+        return to_rows(state, train) if is_sparse(config, train) else state
 
     x = jax.ShapeDtypeStruct((train.batch, *shape), jnp.float32)
     abstract = jax.eval_shape(
@@ -82,14 +122,37 @@ def compile_init(
     return jax.jit(start, out_shardings=shardings), like
 
 
-def compile_step(
-    config: DictionaryConfig, train: TrainConfig, like: TrainState, mesh: Mesh
-) -> Step:
+def compile_step(config: DictionaryConfig, train: TrainConfig, like: State, mesh: Mesh) -> Step:
     """Returns the jitted `(state, x, normalization) -> (state, info)`; the state is donated."""
 
-    def step(state, x, normalization) -> tuple[TrainState, Info]:
+    def dense(state, x, normalization) -> tuple[State, Info]:
         x = normalization.apply(x.astype(jnp.float32))
         return train_step(state, x, config=config, train=train)
 
+    def part(state, x, normalization) -> tuple[State, Info]:
+        x = lax.all_gather(x, DATA, tiled=True)
+        x = normalization.apply(x.astype(jnp.float32))
+        return sparse_step(state, x, config=config, train=train, axes=(DATA, LATENT))
+
     shardings = jax.tree.map(lambda a: a.sharding, like)
-    return jax.jit(step, donate_argnames="state", out_shardings=(shardings, sharding(mesh)))
+    specs = jax.tree.map(lambda s: s.spec, shardings)
+    sparse = jax.shard_map(
+        part,
+        mesh=mesh,
+        in_specs=(specs, P(DATA), P()),
+        out_specs=(specs, P()),
+        check_vma=False,
+    )
+    step = sparse if isinstance(like, RowState) else dense
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding(mesh)))
+
+
+def trained(
+    state: State, config: DictionaryConfig, shape: tuple[int, int], mesh: Mesh
+) -> Dictionary:
+    """Returns the dictionary that a state holds, its latents split over the axis `latent`."""
+    if isinstance(state, TrainState):
+        return state.params
+    start = functools.partial(to_dictionary, config=config, shape=shape)
+    shardings = state_shardings(jax.eval_shape(start, state.tables), mesh)
+    return jax.jit(start, out_shardings=shardings)(state.tables)

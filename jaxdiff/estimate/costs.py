@@ -1,0 +1,73 @@
+"""What a program asks of one device, and the time that its peak figures allow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxdiff.estimate.chips import Chip
+from jaxdiff.estimate.collectives import Volume
+
+PROGRAM = "program"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """One run of a program on one of the devices that share it.
+
+    Attributes:
+        memory: Bytes that are in use at once, by cause.
+        flops: Floating-point operations.
+        bytes: Bytes read from and written to the device's memory.
+        tokens: Tokens that all devices handle in this run [tokens].
+        dtype: Dtype of the matrix products.
+        collectives: What crosses devices, by kind.
+        optimal_seconds: The compiler's own estimate; None where none was asked.
+        fault: Why the compiler refuses the program; None if it does not.
+    """
+
+    memory: Mapping[str, float]
+    flops: float
+    bytes: float
+    tokens: int
+    dtype: str
+    collectives: Mapping[str, Volume] = field(default_factory=dict)
+    optimal_seconds: float | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The shortest time that peak figures allow; real programs take longer.
+
+    Attributes:
+        compute: Operations at the peak rate [s].
+        memory: Bytes at the peak bandwidth [s].
+        network: What crosses devices, on all links at once [s].
+    """
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def seconds(self) -> float:
+        """The longest of the three, as if they overlapped perfectly [s]."""
+        return max(self.compute, self.memory, self.network)
+
+    @property
+    def bound(self) -> str:
+        """Name of the one that takes longest."""
+        return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))
+
+
+def roofline(costs: Costs, chip: Chip) -> Roofline:
+    """Returns the times of a program on a chip; a device has its part of the chip's figures."""
+    peak = chip.float32_flops if costs.dtype == "float32" else chip.flops
+    network = 0.0
+    for volume in costs.collectives.values():
+        far = chip.node is not None and volume.devices > chip.node
+        network += volume.sent / (chip.network if far else chip.link / chip.devices)
+    return Roofline(
+        compute=costs.flops / (peak / chip.devices),
+        memory=costs.bytes / (chip.bandwidth / chip.devices),
+        network=network,
+    )
