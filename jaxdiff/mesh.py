@@ -38,6 +38,6 @@ def make_mesh(data: int = 1, latent: int | None = None) -> Mesh:
     )
 
 
-def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """Returns the sharding of an array whose i-th dimension is split over mesh axis `axes[i]`."""
+def sharding(mesh: Mesh, *axes: str | tuple[str, ...] | None) -> NamedSharding:
+    """Returns the sharding of an array whose i-th dimension is split over mesh axes `axes[i]`."""
     return NamedSharding(mesh, P(*axes))

@@ -118,8 +118,8 @@ def _narrow(scores: Scores, n, most: int, near) -> _Search:
 
     def look(s: _Search) -> _Search:
         # The barrier keeps the scores inside of the loop: one pass, and no array of them.
-        norms, pivot = lax.optimization_barrier((scores.norms, s.pivot))
-        words = pack(scores._replace(norms=norms).all() >= _float(pivot))
+        inside, pivot = lax.optimization_barrier((scores[:3], s.pivot))
+        words = pack(Scores(*inside, scores.first, scores.axes).all() >= _float(pivot))
         count = scores.total(places(words))
         low = jnp.where(count > most, s.pivot, s.low)
         high = jnp.where(count < n, s.pivot, s.high)

@@ -1,20 +1,20 @@
 """Training on arrays that are at hand, without a folder: for notebooks and quick trials."""
 
-import functools
 import itertools
 from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
+from jaxdiff.activations.normalization import Normalization
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.dictionary import Dictionary
 from jaxdiff.errors import JaxdiffError
+from jaxdiff.mesh import make_mesh
 from jaxdiff.training import history
-from jaxdiff.training.state import init_state
-from jaxdiff.training.step import train_step
+from jaxdiff.training.compiled import compile_init, compile_step, put, trained
 from jaxdiff.types import HostOrDevice
 
 
@@ -39,18 +39,18 @@ def fit(
     Raises:
         JaxdiffError: If there is no batch.
     """
-    start = jax.jit(functools.partial(init_state, config, train))
-    step = jax.jit(
-        functools.partial(train_step, config=config, train=train), donate_argnames="state"
-    )
-    state, lines = None, []
+    mesh, step, state, lines = make_mesh(1, 1), None, None, []
     for done, x in enumerate(itertools.islice(batches, train.steps), 1):
-        x = jnp.asarray(x, jnp.float32)
-        if state is None:
-            state = start(x, key=jax.random.key(seed))
-        state, info = step(state, x)
+        x = put(np.asarray(x, np.float32), mesh)
+        shape = x.shape[1:]
+        same = Normalization.identity(shape)
+        if step is None or state is None:
+            start, like = compile_init(config, train, shape, mesh)
+            step = compile_step(config, train, like, mesh)
+            state = start(x, same, key=jax.random.key(seed))
+        state, info = step(state, x, same)
         if done % train.log_every == 0 or done == train.steps:
             lines.append((done, done * train.batch, info))
     if state is None:
         raise JaxdiffError("there is no batch to train on", where="batches")
-    return state.params, [history.record(*line) for line in lines]
+    return trained(state, config, shape, mesh), [history.record(*line) for line in lines]

@@ -22,8 +22,14 @@ from jaxdiff.mesh import make_mesh, sharding
 from jaxdiff.progress import log, progress
 from jaxdiff.training import history
 from jaxdiff.training.calibration import Evaluation, Validation, calibrate, evaluate
-from jaxdiff.training.compiled import check_mesh, compile_init, compile_step, put
-from jaxdiff.training.state import TrainState
+from jaxdiff.training.compiled import (
+    State,
+    check_mesh,
+    compile_init,
+    compile_step,
+    put,
+    trained,
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,8 @@ def train(
         return result
     state, lines = _run(config, train, source, folder=folder, seed=seed, mesh=mesh, own=settings)
     local = jax.device_put(source.normalization, sharding(mesh))
-    dictionary = calibrate(state.params, validation, local)
+    dictionary = trained(state, config, source.shape, mesh)
+    dictionary = calibrate(dictionary, validation, local)
     evaluation = evaluate(dictionary, validation, local)
     log(f"L0 on validation {evaluation.l0:.2f} (k = {config.k:g}), FVE {evaluation.fve_all:.3f}")
     result = TrainResult(
@@ -117,7 +124,7 @@ def _run(
     seed: int,
     mesh: Mesh,
     own: dict[str, Any],
-) -> tuple[TrainState, list[dict[str, Any]]]:
+) -> tuple[State, list[dict[str, Any]]]:
     """Does the steps that are not done yet; returns the last state and the history."""
     start, like = compile_init(config, train, source.shape, mesh)
     step = compile_step(config, train, like, mesh)

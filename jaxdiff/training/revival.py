@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from jaxdiff.config import DictionaryConfig
 from jaxdiff.dictionaries.dictionary import accumulation
 from jaxdiff.kernels.cut_rows import cut_rows
-from jaxdiff.kernels.row_adam.rule import update_rows
+from jaxdiff.kernels.row_adam import update_rows
 from jaxdiff.kernels.select import LOWEST, Scores
 from jaxdiff.training.rows import Schedule, Tables
 

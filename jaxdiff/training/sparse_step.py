@@ -15,11 +15,9 @@ from jaxtyping import Array, Float
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.dictionary import accumulation, combined_norms
 from jaxdiff.dictionaries.loss import Parts, reconstruction_loss
-from jaxdiff.kernels.bitmap import Entries, entries, pack_places
+from jaxdiff.kernels.bitmap import entries, pack_places
 from jaxdiff.kernels.gathered_dots import gathered_dots
-from jaxdiff.kernels.row_adam import row_adam
-from jaxdiff.kernels.row_adam.rule import update_rows
-from jaxdiff.kernels.segments import fold_segments, weighted_sum
+from jaxdiff.kernels.row_adam import row_adam, row_squares, update_rows
 from jaxdiff.kernels.select import Scores, Selection, select
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.training import revival
@@ -64,7 +62,8 @@ def sparse_step(
     fired = codes.selection.entries.offsets[1:] > codes.selection.entries.offsets[:-1]
     dead = ~fired & (state.idle + x.shape[0] >= config.dead_after)
     revived = revival.revive(tables.W_dec.params, scores, dead, error, config=config)
-    squares = _squares(gradient) + revival.squares(revived, tables.W_dec.params, rows)
+    squares = row_squares(gradient.sources, gradient.rows, gradient.weights, gradient.offsets)
+    squares = squares + revival.squares(revived, tables.W_dec.params, rows)
     norm = jnp.sqrt(scores.total(squares) + jnp.sum(jnp.square(gradient.b_dec)))
     schedule = Schedule(
         step=state.step + 1,
@@ -101,17 +100,16 @@ class _Codes(NamedTuple):
 
 
 class _Gradient(NamedTuple):
-    """The gradient of the reconstruction, as weights of rows.
+    """The gradient of the reconstruction, as weighted rows of sources.
 
-    Slot i adds `values[i] * slope[row]` to its latent's decoder, `slopes[i] * x[row]` to its
-    encoder and `slopes[i]` to its bias.
+    Slot i adds `weights[i] * source[row]` to its latent's row of each table: encoder, encoder
+    bias, decoder.
     """
 
-    found: Entries
-    values: Float[Array, " N"]
-    slopes: Float[Array, " N"]
-    slope: Float[Array, "B MD"]
-    x: Float[Array, "B MD"]
+    offsets: Array
+    rows: Array
+    sources: tuple[Array, Array, Array]
+    weights: tuple[Array, Array, Array]
     b_dec: Float[Array, " MD"]
 
 
@@ -149,42 +147,22 @@ def _gradient(tables: Tables, codes: _Codes, x, slope) -> _Gradient:
     slopes = gathered_dots(
         tables.W_dec.params, found.groups, slope, found.indices, found.offsets[-1]
     )
-    return _Gradient(found, codes.values, slopes, slope, x, jnp.sum(slope, axis=0))
-
-
-def _squares(g: _Gradient) -> Float[Array, ""]:
-    """Returns the squared norm of the gradient on this device, without b_dec."""
-
-    def sums(_, slots, valid):
-        rows = g.found.indices[slots]
-        values, slopes = (jnp.where(valid, w[slots], 0.0) for w in (g.values, g.slopes))
-        return (
-            weighted_sum(g.slope, rows, values),
-            weighted_sum(g.x, rows, slopes),
-            jnp.sum(slopes, axis=1),
-        )
-
-    def add(total, _, gradients):
-        return total + sum(jnp.sum(jnp.square(part)) for part in gradients)
-
-    return fold_segments(g.found.offsets, sums, add, jnp.zeros(()))
+    return _Gradient(
+        offsets=found.offsets,
+        rows=found.indices,
+        sources=(x, jnp.ones((x.shape[0], 1)), slope),
+        weights=(slopes, slopes, codes.values),
+        b_dec=jnp.sum(slope, axis=0),
+    )
 
 
 def _apply(state: RowState, g: _Gradient, schedule: Schedule) -> Tables:
     """Updates the rows of the selected latents, and the decoder bias."""
-    tables, found, how = state.tables, g.found, schedule._asdict()
-
-    def update(table, source, indices, weights):
-        return row_adam(table, state.last, source, indices, weights, found.offsets, **how)
-
-    one, first = jnp.ones((1, 1)), jnp.zeros_like(found.indices)
+    tables, how = state.tables, schedule._asdict()
+    moved = row_adam(tables[:3], state.last, g.sources, g.rows, g.weights, g.offsets, **how)
     just = jnp.full(1, state.step)  # The decoder bias moves in every step.
-    return Tables(
-        W_enc=update(tables.W_enc, g.x, found.indices, g.slopes),
-        b_enc=update(tables.b_enc, one, first, g.slopes),
-        W_dec=update(tables.W_dec, g.slope, found.indices, g.values),
-        b_dec=update_rows(tables.b_dec, jnp.zeros(1, jnp.int32), g.b_dec[None], just, **how),
-    )
+    b_dec = update_rows(tables.b_dec, jnp.zeros(1, jnp.int32), g.b_dec[None], just, **how)
+    return Tables(*moved, b_dec)
 
 
 def _parts(x, error, codes: _Codes, fired, reconstruction, aux, scores: Scores, config) -> Parts:

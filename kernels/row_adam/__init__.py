@@ -1,5 +1,77 @@
 """Sparse row gradients with the step of Adam fused in."""
 
-from jaxdiff.kernels.row_adam.xla import row_adam
+from jaxdiff.kernels.dispatch import Implementation, dispatch
+from jaxdiff.kernels.row_adam import xla
+from jaxdiff.kernels.row_adam.rule import Table, update_rows
+from jaxtyping import Array, Float, Int32
 
-__all__ = ["row_adam"]
+__all__ = ["Table", "row_adam", "row_squares", "update_rows"]
+
+
+def row_adam(
+    tables: tuple[Table, ...],
+    last: Int32[Array, " L"],
+    sources: tuple[Float[Array, "S _"], ...],
+    indices: Int32[Array, " n"],
+    weights: tuple[Float[Array, " n"], ...],
+    offsets: Int32[Array, " _"],
+    *,
+    step: Int32[Array, ""],
+    rate: Float[Array, ""],
+    scale: Float[Array, ""],
+    implementation: Implementation | None = None,
+) -> tuple[Table, ...]:
+    """Moves the rows that have entries by Adam's rule with beta1 = 0, and leaves the others.
+
+    The gradient of row l of a table is the sum of weights[i] * source[indices[i]] over
+    offsets[l] <= i < offsets[l + 1]. It is never written down. Donate the tables: they are updated
+    where they are.
+
+    Args:
+        tables: Parameters with their second moments, one or more of L rows each.
+        last: Step that last touched each row, 0 for none [steps].
+        sources: Rows that each table's gradient is made of.
+        indices: Source row of each entry, in range also where no group holds the entry.
+        weights: Weight of each entry, for each table.
+        offsets: Where each row's entries start, and where the last one's end, [L + 1].
+        step: Number of this step, from 1 [steps].
+        rate: Learning rate.
+        scale: Factor of the gradient, below 1 where it is clipped.
+        implementation: `xla`, `pallas_tpu`, or None for the platform's.
+
+    Returns:
+        The tables after the step.
+
+    Raises:
+        ValueError: If there is no implementation of that name.
+    """
+    from jaxdiff.kernels.row_adam import tpu
+
+    def named(function):
+        def call(*operands):
+            *listed, step, rate, scale = operands
+            return function(*listed, step=step, rate=rate, scale=scale)
+
+        return call
+
+    known = {"xla": named(xla.row_adam), "pallas_tpu": named(tpu.row_adam)}
+    operands = tables, last, sources, indices, weights, offsets, step, rate, scale
+    return dispatch(known, implementation, *operands)
+
+
+def row_squares(
+    sources: tuple[Float[Array, "S _"], ...],
+    indices: Int32[Array, " n"],
+    weights: tuple[Float[Array, " n"], ...],
+    offsets: Int32[Array, " _"],
+    *,
+    implementation: Implementation | None = None,
+) -> Float[Array, ""]:
+    """Returns the squared norm of the gradient of all rows of all tables, without holding it.
+
+    Arguments are those of `row_adam`.
+    """
+    from jaxdiff.kernels.row_adam import squares_tpu
+
+    known = {"xla": xla.row_squares, "pallas_tpu": squares_tpu.row_squares}
+    return dispatch(known, implementation, sources, indices, weights, offsets)

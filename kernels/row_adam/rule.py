@@ -20,7 +20,7 @@ def adam(
     gradient: Float[Array, "*s"],
     *,
     since: Int32[Array, "*t"],
-    step: Int32[Array, ""],
+    step: Int32[Array, "*u"],
     rate: Float[Array, ""],
 ) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
     """Returns values and second moments (float32) after a step.

@@ -7,23 +7,48 @@ from jaxtyping import Array, Float, Int32
 
 
 def row_adam(
-    table: Table,
+    tables: tuple[Table, ...],
     last: Int32[Array, " L"],
-    source: Float[Array, "S D"],
+    sources: tuple[Float[Array, "S _"], ...],
     indices: Int32[Array, " n"],
-    weights: Float[Array, " n"],
+    weights: tuple[Float[Array, " n"], ...],
     offsets: Int32[Array, " _"],
     *,
     step: Int32[Array, ""],
     rate: Float[Array, ""],
     scale: Float[Array, ""],
-) -> Table:
+) -> tuple[Table, ...]:
     """Updates the rows that have slots; see `jaxdiff.kernels.row_adam`."""
 
+    def take(tables, rows, gradients):
+        return tuple(
+            update_rows(table, rows, gradient, last, step=step, rate=rate, scale=scale)
+            for table, gradient in zip(tables, gradients, strict=True)
+        )
+
+    return fold_segments(offsets, _sums(sources, indices, weights), take, tables)
+
+
+def row_squares(
+    sources: tuple[Float[Array, "S _"], ...],
+    indices: Int32[Array, " n"],
+    weights: tuple[Float[Array, " n"], ...],
+    offsets: Int32[Array, " _"],
+) -> Float[Array, ""]:
+    """Returns the squared norm of the gradient of all rows of all tables, without holding it."""
+
+    def add(total, _, gradients):
+        return total + sum(jnp.sum(jnp.square(gradient)) for gradient in gradients)
+
+    return fold_segments(offsets, _sums(sources, indices, weights), add, jnp.zeros(()))
+
+
+def _sums(sources, indices, weights):
     def sums(_, slots, valid):
-        return weighted_sum(source, indices[slots], jnp.where(valid, weights[slots], 0.0))
+        rows = indices[slots]
+        return tuple(
+            weighted_sum(source, rows, jnp.where(valid, some[slots], 0.0))
+            for source, some in zip(sources, weights, strict=True)
+        )
 
-    def take(table, rows, gradient):
-        return update_rows(table, rows, gradient, last, step=step, rate=rate, scale=scale)
-
-    return fold_segments(offsets, sums, take, table)
+    return sums

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.activations.normalization import Normalization
 from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.mesh import make_mesh
+from jaxdiff.training import compiled
 from jaxdiff.training.rows import to_dictionary, to_rows
 from jaxdiff.training.sparse_step import sparse_step
 from jaxdiff.training.state import init_state
@@ -79,3 +82,28 @@ def test_twelve_steps_equal_the_dense_step(case):
         np.testing.assert_allclose(getattr(mine, name), getattr(a.params, name), atol=2e-5)
     if "dead" in case:
         assert float(infos[-1][0].aux) > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 2), (4, 1), (2, 4)])
+def test_every_mesh_takes_the_same_step(shape):
+    config = settings(dead_after=300, aux=0.5, aux_k=3)
+    train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, warmup=3, beta1=0.0, step="sparse")
+    expected, _ = run_on(make_mesh(1, 1), config, train)
+    found, state = run_on(make_mesh(*shape), config, train)
+    for one, other in zip(expected, found, strict=True):
+        assert other.l0 == one.l0
+        np.testing.assert_allclose(other.loss, one.loss, rtol=1e-5)
+    rows = state.tables.W_enc.params
+    assert rows.sharding.shard_shape(rows.shape)[0] == config.latents // np.prod(shape)
+
+
+def run_on(mesh, config, train):
+    start, like = compiled.compile_init(config, train, SHAPE, mesh)
+    step = compiled.compile_step(config, train, like, mesh)
+    same, state, infos = Normalization.identity(SHAPE), None, []
+    for x in batches(10):
+        x = compiled.put(x, mesh)
+        state = start(x, same, key=jax.random.key(0)) if state is None else state
+        state, info = step(state, x, same)
+        infos.append(jax.device_get(info))
+    return infos, state
