@@ -18,9 +18,11 @@ from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries import files
 from jaxdiff.dictionaries.dictionary import Dictionary
 from jaxdiff.errors import JaxdiffError
+from jaxdiff.manifest import write_atomically
 from jaxdiff.mesh import make_mesh, sharding
 from jaxdiff.progress import log, progress
 from jaxdiff.training import history
+from jaxdiff.training.break_even import faster_step
 from jaxdiff.training.calibration import Evaluation, Validation, calibrate, evaluate
 from jaxdiff.training.compiled import (
     State,
@@ -126,6 +128,9 @@ def _run(
     own: dict[str, Any],
 ) -> tuple[State, list[dict[str, Any]]]:
     """Does the steps that are not done yet; returns the last state and the history."""
+    train = train.model_copy(
+        update={"step": _chosen_step(config, train, source.shape, mesh, folder)}
+    )
     start, like = compile_init(config, train, source.shape, mesh)
     step = compile_step(config, train, like, mesh)
     normalization = jax.device_put(source.normalization, sharding(mesh))
@@ -169,6 +174,17 @@ def _run(
             advance(1, _note(lines))
     assert state is not None
     return state, lines
+
+
+def _chosen_step(config, train: TrainConfig, shape, mesh: Mesh, folder: Path) -> str:
+    """Returns the kind of step, which a run that is taken up again keeps."""
+    path = folder / "step.json"
+    if path.exists():
+        return json.loads(path.read_text())["step"]
+    step = faster_step(config, train, shape, mesh)
+    if jax.process_index() == 0:
+        write_atomically(path, json.dumps({"step": step}).encode())
+    return step
 
 
 def _next(batches: Any, done: int, train: TrainConfig) -> Any:
