@@ -178,11 +178,12 @@ def _run(
 
 def _chosen_step(config, train: TrainConfig, shape, mesh: Mesh, folder: Path) -> str:
     """Returns the kind of step, which a run that is taken up again keeps."""
-    path = folder / "step.json"
+    path = folder / "checkpoints" / "step.json"
     if path.exists():
         return json.loads(path.read_text())["step"]
     step = faster_step(config, train, shape, mesh)
     if jax.process_index() == 0:
+        path.parent.mkdir(exist_ok=True)
         write_atomically(path, json.dumps({"step": step}).encode())
     return step
 
