@@ -1,6 +1,6 @@
 """Which of an op's implementations runs: the one for the platform, or the one that is named."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from jax import lax
@@ -11,7 +11,7 @@ _PLATFORMS = {"pallas_tpu": "tpu", "pallas_gpu": "cuda"}
 
 
 def dispatch(
-    implementations: dict[Implementation, Callable[..., PyTree]],
+    implementations: Mapping[str, Callable[..., PyTree]],
     implementation: Implementation | None,
     *operands: PyTree,
 ) -> PyTree:

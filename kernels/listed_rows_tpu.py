@@ -11,7 +11,7 @@ packed beforehand: the left half of its columns in the low, the right half in th
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +42,13 @@ class Listed(NamedTuple):
 class Scratch(NamedTuple):
     """What is held of two windows at a time, and the sum of a group by sublane."""
 
-    rows: jax.Array
-    indices: jax.Array
-    weights: jax.Array
-    factors: jax.Array
-    total: jax.Array
-    arrived: jax.Array
-    semaphores: jax.Array
+    rows: Any
+    indices: Any
+    weights: Any
+    factors: Any
+    total: Any
+    arrived: Any
+    semaphores: Any
 
 
 def listed(source: jax.Array, indices: jax.Array, weights: jax.Array) -> Listed:

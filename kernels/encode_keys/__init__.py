@@ -3,9 +3,10 @@
 import functools
 
 import jax
-from jaxdiff.kernels.dispatch import Implementation, dispatch
-from jaxdiff.kernels.encode_keys import xla
 from jaxtyping import Array, Float, Int32
+
+from ..dispatch import Implementation, dispatch
+from . import xla
 
 __all__ = ["encode_keys"]
 
@@ -38,7 +39,7 @@ def encode_keys(
     Raises:
         ValueError: If there is no implementation of that name.
     """
-    from jaxdiff.kernels.encode_keys import tpu
+    from . import tpu
 
     known = {"xla": xla.encode_keys, "pallas_tpu": tpu.encode_keys}
     return dispatch(known, implementation, x, W, b, norms, pivots)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxdiff.kernels.counting_tpu import clear_when, count_into, counters, patterns
 from jaxtyping import Array, Float, Int32
+
+from ..counting_tpu import clear_when, count_into, counters, patterns
 
 _ROWS, _LANES = 1024, 1024
 # Rows of a tile that are turned into keys and counted at a time.

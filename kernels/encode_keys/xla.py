@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxdiff.kernels.reaching.xla import reaching
 from jaxtyping import Array, Float, Int32
+
+from ..reaching.xla import reaching
 
 
 def encode_keys(

@@ -1,8 +1,9 @@
 """How many keys reach pivots: the counts that exact selection is made of."""
 
-from jaxdiff.kernels.dispatch import Implementation, dispatch
-from jaxdiff.kernels.reaching import xla
 from jaxtyping import Array, Float, Int32
+
+from ..dispatch import Implementation, dispatch
+from . import xla
 
 __all__ = ["reaching"]
 
@@ -29,7 +30,7 @@ def reaching(
     Raises:
         ValueError: If there is no implementation of that name.
     """
-    from jaxdiff.kernels.reaching import tpu
+    from . import tpu
 
     known = {"xla": xla.reaching, "pallas_tpu": tpu.reaching}
     return dispatch(known, implementation, keys, pivots)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxdiff.kernels.counting_tpu import clear_when, count_into, counters, patterns
 from jaxtyping import Array, Float, Int32
+
+from ..counting_tpu import clear_when, count_into, counters, patterns
 
 # A chip of two cores divides the first axis of the grid between them.
 _CORES = 2

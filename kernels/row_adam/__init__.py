@@ -1,9 +1,10 @@
 """Sparse row gradients with the step of Adam fused in."""
 
-from jaxdiff.kernels.dispatch import Implementation, dispatch
-from jaxdiff.kernels.row_adam import xla
-from jaxdiff.kernels.row_adam.rule import Table, update_rows
 from jaxtyping import Array, Float, Int32
+
+from ..dispatch import Implementation, dispatch
+from . import xla
+from .rule import Table, update_rows
 
 __all__ = ["Table", "row_adam", "row_squares", "update_rows"]
 
@@ -45,7 +46,7 @@ def row_adam(
     Raises:
         ValueError: If there is no implementation of that name.
     """
-    from jaxdiff.kernels.row_adam import tpu
+    from . import tpu
 
     def named(function):
         def call(*operands):
@@ -71,7 +72,7 @@ def row_squares(
 
     Arguments are those of `row_adam`.
     """
-    from jaxdiff.kernels.row_adam import squares_tpu
+    from . import squares_tpu
 
     known = {"xla": xla.row_squares, "pallas_tpu": squares_tpu.row_squares}
     return dispatch(known, implementation, sources, indices, weights, offsets)

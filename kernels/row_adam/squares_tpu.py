@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxdiff.kernels import listed_rows_tpu as lists
 from jaxtyping import Array, Float, Int32
+
+from .. import listed_rows_tpu as lists
 
 # A chip of two cores divides the rows between them.
 _CORES = 2

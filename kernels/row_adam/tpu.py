@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxdiff.kernels import listed_rows_tpu as lists
-from jaxdiff.kernels.row_adam.rule import Table, adam
 from jaxtyping import Array, Float, Int32
+
+from .. import listed_rows_tpu as lists
+from .rule import Table, adam
 
 # A chip of two cores divides the first axis of the grid between them.
 _CORES = 2

@@ -1,9 +1,10 @@
 """Definition of the row-sparse Adam step, and its path on CPUs."""
 
 import jax.numpy as jnp
-from jaxdiff.kernels.row_adam.rule import Table, update_rows
-from jaxdiff.kernels.segments import fold_segments, weighted_sum
 from jaxtyping import Array, Float, Int32
+
+from ..segments import fold_segments, weighted_sum
+from .rule import Table, update_rows
 
 
 def row_adam(

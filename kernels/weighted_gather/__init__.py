@@ -4,10 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxdiff.kernels.dispatch import Implementation, dispatch
-from jaxdiff.kernels.gathered_dots import gathered_dots
-from jaxdiff.kernels.weighted_gather import xla
 from jaxtyping import Array, Float, Int32
+
+from ..dispatch import Implementation, dispatch
+from ..gathered_dots import gathered_dots
+from . import xla
 
 __all__ = ["weighted_gather"]
 
@@ -42,7 +43,7 @@ def weighted_gather(
 
 
 def _weighted_gather(implementation: Implementation | None, *operands):
-    from jaxdiff.kernels.weighted_gather import tpu
+    from . import tpu
 
     known = {"xla": xla.weighted_gather, "pallas_tpu": tpu.weighted_gather}
     return dispatch(known, implementation, *operands)

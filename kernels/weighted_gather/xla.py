@@ -1,8 +1,9 @@
 """Definition of the weighted row gather, and its path on CPUs."""
 
 import jax.numpy as jnp
-from jaxdiff.kernels.segments import fold_segments, weighted_sum
 from jaxtyping import Array, Float, Int32
+
+from ..segments import fold_segments, weighted_sum
 
 
 def weighted_gather(
