@@ -29,6 +29,7 @@ from jaxdiff.training.compiled import (
     check_mesh,
     compile_init,
     compile_step,
+    is_sparse,
     put,
     trained,
 )
@@ -182,7 +183,8 @@ def _chosen_step(config, train: TrainConfig, shape, mesh: Mesh, folder: Path) ->
     if path.exists():
         return json.loads(path.read_text())["step"]
     step = faster_step(config, train, shape, mesh)
-    if jax.process_index() == 0:
+    measured = train.step == "auto" and is_sparse(config, train)
+    if measured and jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, json.dumps({"step": step}).encode())
     return step
