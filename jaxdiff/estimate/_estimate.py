@@ -148,8 +148,11 @@ def _stage(costs: Costs, topology: Topology, advice: tuple[str, ...] = ()) -> St
     room = chip.memory / chip.devices
     fits = costs.fault is None and sum(costs.memory.values()) <= room
     if not fits:
-        advice = _smaller(costs, room) + advice
-    return Stage(costs, roofline(costs, chip), fits, advice)
+        advice = (*_smaller(costs, room), *advice)
+    times, ratio = roofline(costs, chip), chip.flops / chip.exact_flops
+    if costs.precision == "highest" and times.bound == "compute":
+        advice = (*advice, f"train.dtype = bfloat16 multiplies {ratio:.0f} times as fast")
+    return Stage(costs, times, fits, advice)
 
 
 # What helps against each cause of memory, the most effective first.
@@ -172,9 +175,11 @@ def _smaller(costs: Costs, room: float) -> tuple[str, ...]:
     """Returns what lowers the largest parts of the memory."""
     causes = sorted(_REMEDIES, key=lambda cause: -costs.memory.get(cause, 0.0))
     total = sum(costs.memory.values())
-    needed = f"needs {total / room:.2f} of a device's memory" if total > room else costs.fault or ""
+    why = f"needs {total / room:.2f} times a device's memory"
+    if costs.fault:
+        why = f"{costs.fault}; the figures here are those of the analytical model"
     remedies = [remedy for cause in causes[:2] for remedy in _REMEDIES[cause]]
-    return (needed, *dict.fromkeys(remedies))
+    return (why, *dict.fromkeys(remedies))
 
 
 def _idle(config: RunConfig, devices: int) -> tuple[str, ...]:

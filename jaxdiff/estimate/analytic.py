@@ -7,10 +7,11 @@ import jax.numpy as jnp
 
 from jaxdiff.config import DictionaryConfig, RunConfig, TrainConfig
 from jaxdiff.estimate.collectives import Volume
-from jaxdiff.estimate.costs import PROGRAM, Costs
+from jaxdiff.estimate.costs import Costs
+from jaxdiff.estimate.programs import blocks_until, precision
 from jaxdiff.models import ModelConfig
 from jaxdiff.models._lm import abstract
-from jaxdiff.models._sites import layer_and_part
+from jaxdiff.training.compiled import is_sparse
 
 # Passes over the scores: products, rectifier, keys, selection, mask and their gradients.
 _PASSES = 14
@@ -27,11 +28,7 @@ def train_costs(
     dtype: str,
     sizes: tuple[int, int],
 ) -> Costs:
-    """Returns what the dense step of training asks of one of `data * latent` devices.
-
-    With B rows, width MD and L latents it does five products of `2 B MD L` operations: encode,
-    decode, and the gradients of codes, decoder and encoder; AuxK adds three. The reconstruction is
-    summed over `latent`, gradients over `data`.
+    """Returns what a step of training asks of one of `data * latent` devices.
 
     Args:
         dictionary: Settings of the dictionary.
@@ -40,39 +37,92 @@ def train_costs(
         dtype: Their dtype as stored.
         sizes: Devices along `data` and `latent`.
     """
+    make = sparse_costs if is_sparse(dictionary, train) else dense_costs
+    return make(dictionary, train, math.prod(shape), jnp.dtype(dtype).itemsize, sizes)
+
+
+def dense_costs(
+    dictionary: DictionaryConfig,
+    train: TrainConfig,
+    width: int,
+    stored: int,
+    sizes: tuple[int, int],
+) -> Costs:
+    """Returns the costs of the dense step.
+
+    With B rows, width MD and L latents it does five products of `2 B MD L` operations: encode,
+    decode, and the gradients of codes, decoder and encoder; AuxK adds three. The reconstruction is
+    summed over `latent`, gradients over `data`.
+    """
     data, latent = sizes
-    rows, width = train.batch / data, math.prod(shape)
-    latents = dictionary.latents / latent
+    rows, latents = train.batch / data, dictionary.latents / latent
     parameters = 2 * width * latents + latents + width
     revived = dictionary.activation != "relu" and dictionary.aux > 0
-    products = 8 if revived else 5
-    item, scores = jnp.dtype(train.dtype).itemsize, rows * latents * 4
-    reconstruction = rows * width * 4
-    copies = parameters * item if item < 4 else 0.0
-    sums = {}
-    if latent > 1:
-        sums["latent"] = _all_reduce(1 + revived, (1 + revived) * reconstruction, latent)
-    if data > 1:
-        sums["data"] = _all_reduce(4, 4 * parameters, data)
-    total = Volume(0, 0.0, 0.0, 1)
-    for volume in sums.values():
-        total = total.plus(volume)
+    products, item = 8 if revived else 5, jnp.dtype(train.dtype).itemsize
+    rounded = item if item < 4 else 0
+    scores, reconstruction = rows * latents * 4, rows * width * 4
+    sums = [
+        _all_reduce(1 + revived, (1 + revived) * reconstruction, latent),
+        _all_reduce(4, 4 * parameters, data),
+    ]
     return Costs(
         memory={
             "parameters": 4 * parameters,
             "moments": 8 * parameters,
             "counters": 4 * latents,
-            "inputs": rows * width * jnp.dtype(dtype).itemsize,
-            "temporaries": 4 * parameters + copies + 4 * scores + 3 * reconstruction,
-            PROGRAM: 0.0,
+            "inputs": rows * width * stored,
+            # Gradients, parameters rounded for the products, scores, and what is as large as x.
+            "temporaries": (4 + rounded) * parameters + 4 * scores + 3 * reconstruction,
         },
         flops=2.0 * products * rows * width * latents,
         bytes=parameters * (_UPDATE + _READS * item)
         + _PASSES * scores
         + 2 * products * reconstruction,
         tokens=train.batch,
-        dtype=train.dtype,
-        collectives={"all-reduce": total} if sums else {},
+        precision=precision(train),
+        collectives=_summed("all-reduce", sums),
+    )
+
+
+def sparse_costs(
+    dictionary: DictionaryConfig,
+    train: TrainConfig,
+    width: int,
+    stored: int,
+    sizes: tuple[int, int],
+) -> Costs:
+    """Returns the costs of the sparse step, without those of AuxK.
+
+    Latents are split over all devices, and each sees the whole batch of B rows. One product of
+    `2 B MD L` operations is left, the encoder's; decode and the gradients follow the k B selected
+    entries in four passes of `2 k B MD` operations, and each entry moves a row in each pass.
+    """
+    devices = math.prod(sizes)
+    rows, latents = float(train.batch), dictionary.latents / devices
+    parameters = 2 * width * latents + latents + width
+    entries = dictionary.k * rows / devices
+    item, moment = jnp.dtype(train.dtype).itemsize, jnp.dtype(train.moment_dtype).itemsize
+    rounded = item if item < 4 else 0
+    scores, reconstruction = rows * latents * 4, rows * width * 4
+    touched = min(1.0, entries / latents)
+    return Costs(
+        memory={
+            "parameters": 4 * parameters,
+            "moments": moment * parameters,
+            "counters": 8 * latents,
+            "inputs": rows / sizes[0] * width * stored,
+            "temporaries": rounded * parameters / 2 + scores + 4 * reconstruction,
+        },
+        flops=2 * rows * width * latents + 8 * entries * width,
+        bytes=parameters / 2 * item
+        + touched * parameters * 2 * (4 + moment)
+        + 2 * scores
+        + 4 * entries * width * 4
+        + 6 * reconstruction,
+        tokens=train.batch,
+        precision=precision(train),
+        collectives=_summed("all-reduce", [_all_reduce(1, reconstruction, devices)])
+        | _summed("all-gather", [_all_gather(1, rows * width * stored, sizes[0])]),
     )
 
 
@@ -97,7 +147,7 @@ def harvest_costs(
     tokens = rows * config.text.context
     flops = weights = gathered = largest = 0.0
     for spec in specs:
-        blocks = _blocks(spec, site)
+        blocks = blocks_until(spec, site)
         block, used = _weights(spec)
         flops += 2 * tokens * blocks * used
         flops += 4 * tokens * config.text.context * blocks * spec.n_heads * spec.head_dim
@@ -108,37 +158,36 @@ def harvest_costs(
         largest = max(largest, block * item + tokens * (wide + 4 * spec.d_model) * item)
     stored = tokens * len(specs) * specs[0].d_model
     kept = stored * (jnp.dtype(config.harvest.dtype).itemsize + 4)
-    collectives = {}
-    if latent > 1:
-        part = (latent - 1) / latent
-        collectives["all-gather"] = Volume(len(specs), gathered, gathered * part, latent)
     return Costs(
         memory={
             "parameters": weights,
             "inputs": tokens * 4.0 * (len(specs) + 2),
             "outputs": kept,
             "temporaries": largest + stored * 4,
-            PROGRAM: 0.0,
         },
         flops=flops,
         bytes=gathered + 12 * stored * item,
         tokens=rows * devices * config.text.context,
-        dtype=config.models.dtype,
-        collectives=collectives,
+        precision="bfloat16" if config.models.dtype == "bfloat16" else "default",
+        collectives=_summed("all-gather", [_all_gather(len(specs), gathered, latent)]),
     )
 
 
 def _all_reduce(count: int, size: float, devices: int) -> Volume:
-    """Returns the traffic of summing `size` bytes over a ring; `count` results in all."""
+    """Returns the traffic of summing `size` bytes, in `count` results, over a ring."""
     return Volume(count, size, size * 2 * (devices - 1) / devices, devices)
 
 
-def _blocks(spec: ModelConfig, site: str) -> int:
-    """Returns how many blocks are computed for a site."""
-    layer, _ = layer_and_part(site)
-    if layer == "*" or not str(layer).isdecimal():
-        return 0 if site in ("embed", "pos_embed") else spec.n_layers
-    return int(layer) + 1
+def _all_gather(count: int, size: float, devices: int) -> Volume:
+    return Volume(count, size, size * (devices - 1) / devices, devices)
+
+
+def _summed(kind: str, volumes: list[Volume]) -> dict[str, Volume]:
+    """Returns the volume of one kind; nothing where only one device takes part."""
+    total = Volume(0, 0.0, 0.0, 1)
+    for volume in volumes:
+        total = total.plus(volume) if volume.devices > 1 else total
+    return {kind: total} if total.count else {}
 
 
 def _weights(spec: ModelConfig) -> tuple[float, float]:

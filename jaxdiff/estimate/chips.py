@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-_GIB = 2**30
+_GIB = 2.0**30
 _CLOUD = "https://docs.cloud.google.com/tpu/docs/"
 
 
@@ -14,7 +14,8 @@ class Chip:
         name: As in `name:SHAPE`.
         about: What it is called.
         flops: bfloat16 products with float32 sums [flop/s].
-        float32_flops: float32 products, of factors that are not rounded [flop/s].
+        rounded_flops: float32 products at JAX's default precision, of rounded factors [flop/s].
+        exact_flops: float32 products of factors that are not rounded [flop/s].
         memory: High-bandwidth memory [bytes].
         bandwidth: Of that memory [bytes/s].
         link: What the chip can send to other chips, in one direction, on all links [bytes/s].
@@ -30,7 +31,8 @@ class Chip:
     name: str
     about: str
     flops: float
-    float32_flops: float
+    rounded_flops: float
+    exact_flops: float
     memory: float
     bandwidth: float
     link: float
@@ -54,7 +56,8 @@ def _tpu(name, about, flops, memory, bandwidth, both_ways, most, shapes, devices
         about=about,
         flops=flops * 1e12,
         # The MXU multiplies bfloat16; a float32 product at highest precision is six of those.
-        float32_flops=flops * 1e12 / 6,
+        rounded_flops=flops * 1e12,
+        exact_flops=flops * 1e12 / 6,
         memory=memory * _GIB,
         bandwidth=bandwidth * 1e9,
         link=both_ways / 2 * 1e9,
@@ -72,7 +75,9 @@ def _gpu(name, about, flops, float32, memory, bandwidth, both_ways, source):
         name=name,
         about=about,
         flops=flops * 1e12,
-        float32_flops=float32 * 1e12,
+        # TF32 takes twice as long as bfloat16; exact products do not use the tensor cores.
+        rounded_flops=flops * 1e12 / 2,
+        exact_flops=float32 * 1e12,
         memory=memory * 1e9,
         bandwidth=bandwidth * 1e9,
         link=both_ways / 2 * 1e9,

@@ -20,8 +20,8 @@ class Volume:
     """
 
     count: int
-    bytes: float
-    sent: float
+    bytes: float | int
+    sent: float | int
     devices: int
 
     def plus(self, other: "Volume", times: int = 1) -> "Volume":
@@ -119,8 +119,8 @@ def _own(line: str, devices: int) -> Volumes:
 
 def _size(dtype: str, dimensions: str) -> float:
     bits = re.search(r"\d+", dtype)
-    bytes_ = _BYTES.get(dtype) or int(bits[0] if bits else 8) / 8
-    return bytes_ * math.prod(int(n) for n in dimensions.split(",") if n)
+    each = _BYTES.get(dtype) or int(bits[0] if bits else 8) / 8
+    return float(each * math.prod(int(n) for n in dimensions.split(",") if n))
 
 
 def _group(line: str, devices: int) -> int:

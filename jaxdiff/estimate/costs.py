@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from jaxdiff.estimate.chips import Chip
 from jaxdiff.estimate.collectives import Volume
 
 PROGRAM = "program"
+Precision = Literal["bfloat16", "default", "highest"]
+"""Products of bfloat16, or of float32 by default (factors rounded) or as they are."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Costs:
         flops: Floating-point operations.
         bytes: Bytes read from and written to the device's memory.
         tokens: Tokens that all devices handle in this run [tokens].
-        dtype: Dtype of the matrix products.
+        precision: How most of the products are computed.
         collectives: What crosses devices, by kind.
         optimal_seconds: The compiler's own estimate; None where none was asked.
         fault: Why the compiler refuses the program; None if it does not.
@@ -28,7 +31,7 @@ class Costs:
     flops: float
     bytes: float
     tokens: int
-    dtype: str
+    precision: Precision
     collectives: Mapping[str, Volume] = field(default_factory=dict)
     optimal_seconds: float | None = None
     fault: str | None = None
@@ -61,7 +64,8 @@ class Roofline:
 
 def roofline(costs: Costs, chip: Chip) -> Roofline:
     """Returns the times of a program on a chip; a device has its part of the chip's figures."""
-    peak = chip.float32_flops if costs.dtype == "float32" else chip.flops
+    rates = {"bfloat16": chip.flops, "default": chip.rounded_flops, "highest": chip.exact_flops}
+    peak = rates[costs.precision]
     network = 0.0
     for volume in costs.collectives.values():
         far = chip.node is not None and volume.devices > chip.node

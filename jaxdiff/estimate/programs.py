@@ -1,12 +1,13 @@
 """The programs of a run, compiled for a topology from shapes alone."""
 
+import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -15,11 +16,12 @@ from jaxdiff.activations._program import observe
 from jaxdiff.activations.normalization import Normalization
 from jaxdiff.config import DictionaryConfig, RunConfig, TrainConfig
 from jaxdiff.estimate.collectives import collectives
-from jaxdiff.estimate.costs import PROGRAM, Costs
+from jaxdiff.estimate.costs import PROGRAM, Costs, Precision
 from jaxdiff.mesh import DATA, sharding
 from jaxdiff.models import LM, ModelConfig
 from jaxdiff.models._lm import abstract
 from jaxdiff.models._sharding import shardings
+from jaxdiff.models._sites import layer_and_part
 from jaxdiff.training.compiled import compile_init, compile_step
 
 
@@ -41,10 +43,15 @@ def train_costs(
     """
     _, like = compile_init(dictionary, train, shape, mesh)
     x = jax.ShapeDtypeStruct((train.batch, *shape), jnp.dtype(dtype), sharding=sharding(mesh, DATA))
-    normalization = _placed(Normalization.identity(shape), sharding(mesh))
-    lowered = compile_step(dictionary, train, like, mesh).lower(like, x, normalization)
-    memory = state_memory(like) | {"inputs": _bytes(x) + _bytes(normalization)}
-    return _costs(lowered, memory, train.batch, train.dtype, mesh.size)
+    step = compile_step(dictionary, train, like, mesh)
+    lowered = step.lower(like, x, Normalization.identity(shape))
+    memory = state_memory(like) | {"inputs": _bytes(x)}
+    return _costs(lowered, memory, train.batch, precision(train), mesh.size)
+
+
+def precision(train: TrainConfig) -> Precision:
+    """Returns how the products of training are computed: float32 factors are not rounded."""
+    return "bfloat16" if train.dtype == "bfloat16" else "highest"
 
 
 def harvest_costs(
@@ -52,34 +59,89 @@ def harvest_costs(
 ) -> Costs:
     """Compiles the forward pass of a harvest and returns what it asks of a device.
 
+    Memory and traffic are those of the real program. Compilers count the inside of its loop over
+    blocks once; so operations, bytes and the compiler's time are those of programs of one and of
+    two blocks without a loop, carried on in a straight line.
+
     Args:
         config: The run.
         specs: The models.
         site: Canonical name of the site.
         mesh: Mesh, of devices that need not be there.
     """
-    models = tuple(abstract_model(spec, config.models.dtype, mesh) for spec in specs)
+    whole = _forward(
+        config, tuple(abstract_model(s, config.models.dtype, mesh) for s in specs), site, mesh
+    )
+    depth = blocks_until(specs[0], site)
+    if whole.fault or not depth:
+        return whole
+    cut = [_cut(config, specs, site, mesh, n) for n in range(1, min(depth, 2) + 1)]
+
+    def at_depth(name: str) -> float:
+        first, last = (getattr(costs, name) or 0.0 for costs in (cut[0], cut[-1]))
+        return first + (depth - 1) * (last - first)
+
+    names = ("flops", "bytes", "optimal_seconds")
+    return dataclasses.replace(whole, **{name: at_depth(name) for name in names})
+
+
+def _cut(config, specs, site: str, mesh: Mesh, depth: int) -> Costs:
+    """Compiles the same of the models' first blocks, without a loop over them."""
+    layer, _ = layer_and_part(site)
+    site = site.replace(f"blocks.{layer}.", f"blocks.{depth - 1}.")
+    cut = [replace_depth(spec, depth) for spec in specs]
+    return _forward(
+        config,
+        tuple(unstacked(abstract_model(s, config.models.dtype, mesh)) for s in cut),
+        site,
+        mesh,
+    )
+
+
+def replace_depth(spec: ModelConfig, depth: int) -> ModelConfig:
+    """Returns a model with fewer blocks."""
+    return dataclasses.replace(spec, n_layers=depth, windows=spec.windows[:depth])
+
+
+def unstacked(lm: LM) -> LM:
+    """Returns the model with the shapes of each block's weights apart, as `models.unstack` does."""
+
+    def one(leaf):
+        where = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=where)
+
+    blocks = (jax.tree.map(one, lm.params["blocks"]),) * lm.spec.n_layers
+    return dataclasses.replace(lm, params={**lm.params, "blocks": blocks})
+
+
+def blocks_until(spec: ModelConfig, site: str) -> int:
+    """Returns how many blocks are computed for a site."""
+    layer, _ = layer_and_part(site)
+    if str(layer).isdecimal():
+        return int(layer) + 1
+    return 0 if site in ("embed", "pos_embed") else spec.n_layers
+
+
+def _forward(config: RunConfig, models: tuple[LM, ...], site: str, mesh: Mesh) -> Costs:
     rows, every = harvest_rows(config, mesh.size), row_sharding(mesh)
+    context = config.text.context
     assert every is not None
 
     def text(*shape: int, axis: int = 0):
         where = NamedSharding(mesh, PartitionSpec(*[None] * axis, *every.spec))
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where)
 
-    tokens, columns = (
-        text(len(specs), rows, config.text.context, axis=1),
-        text(rows, config.text.context),
-    )
-    first = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding(mesh))
-    limit = jax.ShapeDtypeStruct((len(specs),), jnp.float32, sharding=sharding(mesh))
+    tokens, columns = text(len(models), rows, context, axis=1), text(rows, context)
+    limits = (np.int32(0), np.zeros(len(models), np.float32))
     lowered = observe.lower(
-        *(models, tokens, columns, columns, first, limit),
+        *(models, tokens, columns, columns, *limits),
         site=site,
         dtype=config.harvest.dtype,
         rows=every,
     )
     memory = {"parameters": _bytes(models), "inputs": _bytes(tokens) + 2 * _bytes(columns)}
-    return _costs(lowered, memory, rows * config.text.context, config.models.dtype, mesh.size)
+    products = "bfloat16" if config.models.dtype == "bfloat16" else "default"
+    return _costs(lowered, memory, rows * context, products, mesh.size)
 
 
 def harvest_rows(config: RunConfig, devices: int) -> int:
@@ -98,27 +160,34 @@ def abstract_model(spec: ModelConfig, dtype: str, mesh: Mesh) -> LM:
     return LM(params=params, graphdef=graphdef, spec=spec)
 
 
-def state_memory(like: Any) -> dict[str, float]:
+_CAUSES: tuple[str, ...] = ("parameters", "moments", "counters")
+
+
+def state_memory(like: PyTree) -> dict[str, float]:
     """Returns the bytes of a training state on one device, by cause."""
-    causes = {"params": "parameters", "optimizer": "moments", "moments": "moments"}
-    found: dict[str, float] = dict.fromkeys(("parameters", "moments", "counters"), 0.0)
-    for name, part in like._asdict().items():
-        found[causes.get(name, "counters")] += _bytes(part)
+    found: dict[str, float] = dict.fromkeys(_CAUSES, 0.0)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
+        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        if {"optimizer", "moment"} & set(names):
+            cause = "moments"
+        else:
+            cause = "parameters" if names[0] in ("params", "tables") else "counters"
+        found[cause] += _bytes(leaf)
     return found
 
 
 def _costs(
     lowered: jax.stages.Lowered,
-    memory: Mapping[str, float],
+    memory: dict[str, float],
     tokens: int,
-    dtype: str,
+    precision: Precision,
     devices: int,
 ) -> Costs:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if fault := _too_large(str(error)):
-            return Costs(memory, 0.0, 0.0, tokens, dtype, fault=fault)
+            return Costs(memory, 0.0, 0.0, tokens, precision, fault=fault)
         raise
     used: Any = compiled.memory_analysis()
     known: Any = compiled.cost_analysis()
@@ -130,11 +199,11 @@ def _costs(
         PROGRAM: used.generated_code_size_in_bytes,
     }
     return Costs(
-        memory={**memory, **rest},
+        memory={cause: float(size) for cause, size in (memory | rest).items()},
         flops=known.get("flops", 0.0),
         bytes=known.get("bytes accessed", 0.0),
         tokens=tokens,
-        dtype=dtype,
+        precision=precision,
         collectives=collectives(compiled.as_text() or "", devices),
         optimal_seconds=known.get("optimal_seconds"),
     )
@@ -158,7 +227,3 @@ def _bytes(tree: PyTree) -> float:
             for leaf in jax.tree.leaves(tree)
         )
     )
-
-
-def _placed(tree: PyTree, where: NamedSharding) -> PyTree:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)

@@ -1,0 +1,108 @@
+"""The analytical model against numbers by hand, and against programs compiled for the CPU."""
+
+import pytest
+
+from jaxdiff.config import DictionaryConfig, TrainConfig, load
+from jaxdiff.estimate import analytic, programs
+from jaxdiff.estimate.chips import CHIPS
+from jaxdiff.estimate.collectives import Volume
+from jaxdiff.estimate.costs import Costs, roofline
+from jaxdiff.mesh import make_mesh
+from jaxdiff.models import load_spec
+from jaxdiff.pipeline import inputs
+
+
+def test_the_dense_step_by_hand():
+    """B = 8 rows, M D = 6, L = 16 latents on 2 x 4 devices, no AuxK."""
+    dictionary = DictionaryConfig(latents=16, k=2, aux=0)
+    found = analytic.train_costs(dictionary, TrainConfig(batch=8), (2, 3), "bfloat16", (2, 4))
+    parameters = 2 * 6 * 4 + 4 + 6
+    assert found.memory["parameters"] == 4 * parameters
+    assert found.memory["moments"] == 8 * parameters
+    assert found.memory["counters"] == 16
+    assert found.memory["inputs"] == 4 * 6 * 2
+    assert found.flops == 5 * 2 * 4 * 6 * 4
+    # The reconstruction over 4 devices, gradients over 2.
+    size = 4 * 6 * 4
+    assert found.collectives["all-reduce"] == Volume(
+        5, size + 4 * parameters, size * 1.5 + 4 * parameters, 4
+    )
+
+
+def test_the_sparse_step_by_hand():
+    dictionary = DictionaryConfig(latents=16, k=2)
+    train = TrainConfig(batch=8, beta1=0, moment_dtype="bfloat16", dtype="bfloat16")
+    found = analytic.train_costs(dictionary, train, (2, 3), "bfloat16", (2, 2))
+    parameters = 2 * 6 * 4 + 4 + 6
+    assert found.memory["parameters"] == 4 * parameters
+    assert found.memory["moments"] == 2 * parameters
+    assert found.memory["inputs"] == 4 * 6 * 2
+    # The encoder's product with the whole batch, and 4 passes over a quarter of 16 entries.
+    assert found.flops == 2 * 8 * 6 * 4 + 4 * 2 * 4 * 6
+    assert found.collectives == {
+        "all-reduce": Volume(1, 8 * 6 * 4, 8 * 6 * 4 * 1.5, 4),
+        "all-gather": Volume(1, 8 * 6 * 2, 8 * 6, 2),
+    }
+
+
+@pytest.mark.parametrize("aux", [0.0, 1 / 32])
+def test_the_dense_step_against_the_compiler(aux):
+    """Operations within 15 %, traffic within 35 %, bytes and temporaries within a factor of 4."""
+    dictionary = DictionaryConfig(latents=1024, k=8, aux=aux)
+    train, sizes = TrainConfig(batch=256), (2, 4)
+    asked = dictionary, train, (2, 128), "float32"
+    model = analytic.train_costs(*asked, sizes)
+    real = programs.train_costs(*asked, make_mesh(*sizes))
+    assert model.flops == pytest.approx(real.flops, rel=0.15)
+    assert 1 / 4 < model.bytes / real.bytes < 4
+    assert 1 / 4 < model.memory["temporaries"] / real.memory["temporaries"] < 4
+    for cause in ("parameters", "moments"):
+        assert model.memory[cause] == pytest.approx(real.memory[cause], rel=1e-3)
+    sent, known = (c.collectives["all-reduce"].bytes for c in (model, real))
+    assert sent == pytest.approx(known, rel=0.35)
+
+
+def test_the_state_of_the_sparse_step_is_known():
+    asked = DictionaryConfig(latents=1024, k=8), TrainConfig(batch=64, beta1=0), (2, 64), "float32"
+    model = analytic.train_costs(*asked, (2, 4))
+    real = programs.train_costs(*asked, make_mesh(2, 4))
+    for cause in ("parameters", "moments"):
+        assert model.memory[cause] == pytest.approx(real.memory[cause], rel=0.02)
+
+
+def test_the_harvest_against_the_compiler():
+    config = load("quickstart")
+    specs = tuple(load_spec(inputs.resolve(n)) for n in (config.models.base, config.models.ft))
+    model = analytic.harvest_costs(config, specs, config.site, (2, 4))
+    real = programs.harvest_costs(config, specs, config.site, make_mesh(2, 4))
+    assert model.flops == pytest.approx(real.flops, rel=0.15)
+    assert model.memory["parameters"] == pytest.approx(real.memory["parameters"], rel=0.2)
+    assert model.tokens == real.tokens == 32 * 128
+
+
+def test_operations_of_a_loop_over_blocks_are_those_of_each_block():
+    """XLA counts a loop's inside once; the estimate has to grow with the depth all the same."""
+    config = load("quickstart")
+    specs = (load_spec(inputs.resolve(config.models.base)),) * 2
+    mesh = make_mesh(1, 1)
+    flops = [
+        programs.harvest_costs(config, specs, f"blocks.{i}.resid_post", mesh).flops
+        for i in range(3)
+    ]
+    first, second = flops[1] - flops[0], flops[2] - flops[1]
+    assert second == pytest.approx(first) and first > 0.9 * flops[0]
+
+
+def test_roofline_by_hand():
+    volume = {"all-reduce": Volume(1, 600e9, 1200e9, 8)}
+    costs = Costs({}, 459e12, 2765e9 * 2, 10, "bfloat16", volume)
+    times = roofline(costs, CHIPS["v5p"])
+    assert (times.compute, times.memory, times.network) == pytest.approx((1, 2, 2))
+    exact = Costs({}, 459e12, 0.0, 10, "highest")
+    assert roofline(exact, CHIPS["v5p"]).seconds == pytest.approx(6)
+    # A device of a TPU7x is half of the chip.
+    half = roofline(Costs({}, 2307e12, 0.0, 10, "default"), CHIPS["tpu7x"])
+    assert (half.seconds, half.bound) == (pytest.approx(2), "compute")
+    # More than eight GPUs are joined by their network adapters.
+    far = {"all-reduce": Volume(1, 1.0, 50e9, 16)}
+    assert roofline(Costs({}, 0.0, 0.0, 1, "default", far), CHIPS["h100"]).network == 1
