@@ -1,5 +1,8 @@
 """Moving rows of text to the devices of a mesh, and rows of results back."""
 
+import json
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -81,3 +84,17 @@ def merge_processes(moments: Moments) -> Moments:
     mean = gathered[:, 1 : 1 + d].reshape(-1, *moments.mean.shape)
     zero = Moments.zeros((moments.mean.shape[0], moments.mean.shape[1]))
     return zero.merge(gathered[:, 0], mean, gathered[:, 1 + d :])
+
+
+def merge_states(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries of all processes' positions in the data, the same on each."""
+    if jax.process_count() == 1:
+        return state
+    raw = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    sizes = np.ravel(multihost_utils.process_allgather(np.int32(raw.size)))
+    padded = np.pad(raw, (0, int(sizes.max()) - raw.size))
+    texts = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    merged: dict[str, Any] = {}
+    for text, size in zip(texts, sizes, strict=True):
+        merged |= json.loads(text[:size].astype(np.uint8).tobytes())
+    return merged

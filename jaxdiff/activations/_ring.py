@@ -88,9 +88,20 @@ class Ring:
         seed: Decides the order.
         lockstep: Other processes run the same models with this one: all take rows at the same
             time, until the last one has enough.
+        owner: What the position belongs to: the process, whose text is a part of the whole.
     """
 
-    def __init__(self, feed: Feed, *, half: int, batch: int, seed: tuple[int, ...], lockstep: bool):
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        half: int,
+        batch: int,
+        seed: tuple[int, ...],
+        lockstep: bool,
+        owner: str = "process 0 of 1",
+    ):
+        self._owner = owner
         self._feed = feed
         self._half = half
         self._batch = batch
@@ -125,12 +136,24 @@ class Ring:
     def get_state(self) -> dict[str, Any]:
         """Returns the position after the last batch, as JSON: where the half's first row is."""
         feed, skip = self._origin if self._window is not None else self._next_origin()
-        return {"half": self._index, "feed": feed, "skip": skip, "taken": self._taken}
+        own = {"half": self._index, "feed": feed, "skip": skip, "taken": self._taken}
+        return {self._owner: own}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position that `get_state` returned, in this process or an earlier one."""
-        self._feed.set_state(state["feed"])
-        self._restart(state)
+        """Goes to a position that `get_state` returned, in this process or an earlier one.
+
+        Raises:
+            JaxdiffError: If it is of another number of processes, whose text is split otherwise.
+        """
+        if self._owner not in state:
+            raise JaxdiffError(
+                f"the checkpoint has positions in the text of {', '.join(state)}, and this is "
+                + self._owner,
+                where="checkpoints",
+                fix="in stream mode, go on with as many processes; store mode goes on with any",
+            )
+        self._feed.set_state(state[self._owner]["feed"])
+        self._restart(state[self._owner])
 
     def _restart(self, state: dict[str, Any]) -> None:
         self._index, self._taken, self._skip = state["half"], state["taken"], state["skip"]

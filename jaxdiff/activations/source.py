@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 from jaxdiff.activations._deal import Dealer, Window
+from jaxdiff.activations._lanes import Lanes
 from jaxdiff.activations.files import COLUMNS
 from jaxdiff.activations.normalization import Normalization
 from jaxdiff.activations.store import Store
@@ -67,65 +68,83 @@ class StoreSource:
     Args:
         store: The activations.
         window: Blocks that are mixed [chunks]; memory holds up to three such windows.
-        shard_index: Which part of the blocks and of each batch this process gets: the index of
-            its devices along the data axis (processes with the same index need the same rows).
-        shard_count: Parts in all.
+        lanes: Streams that the blocks are dealt out to, with a part of the window and of each
+            batch each; with the seed, they decide the order of rows.
+        parts: Which parts of each batch this process gets: the indices of its devices along the
+            data axis, and that axis's size (`mesh.data_parts`). Processes with the same index get
+            the same rows.
 
     Raises:
-        JaxdiffError: If the store has no usable rows, or fewer blocks than parts.
+        JaxdiffError: If the store has no usable rows, or fewer blocks than lanes.
     """
 
     def __init__(
-        self, store: Store, *, window: int = 16, shard_index: int = 0, shard_count: int = 1
+        self,
+        store: Store,
+        *,
+        window: int = 16,
+        lanes: int = 1,
+        parts: tuple[tuple[int, ...], int] = ((0,), 1),
     ):
         if store.masked >= store.rows:
             raise JaxdiffError("the store has no usable rows: all are masked", where=store.folder)
-        if len(store.blocks) < shard_count:
+        if len(store.blocks) < lanes:
             raise JaxdiffError(
-                f"{len(store.blocks)} chunks cannot be shared by {shard_count} processes",
+                f"{len(store.blocks)} chunks cannot be shared by {lanes} lanes",
                 where=store.folder,
                 fix="harvest with a smaller harvest.chunk",
             )
         self.store = store
         self.shape = store.shape
         self.normalization = store.normalization
-        self._window = window
-        self._shard = shard_index, shard_count
+        self._window = max(window // lanes, 1)
+        self._lanes = lanes
+        self._parts = parts
 
-    def batches(self, batch: int, *, seed: int, epochs: int | None = None) -> "Dealer":
+    def batches(self, batch: int, *, seed: int, epochs: int | None = None) -> Lanes:
         """Yields shuffled batches; this process's part of each (see `ActivationSource`).
 
         Raises:
-            ValueError: If `batch` cannot be split over the parts.
+            ValueError: If `batch` cannot be split over the parts or the lanes.
         """
-        index, count = self._shard
-        if batch % count:
-            raise ValueError(f"a batch of {batch} rows cannot be split into {count} parts")
+        indices, count = self._parts
+        for parts, what in ((count, "parts"), (self._lanes, "lanes")):
+            if batch % parts:
+                raise ValueError(f"a batch of {batch} rows cannot be split into {parts} {what}")
+        each = batch // self._lanes
+        wanted = np.arange(batch).reshape(count, -1)[list(indices)].ravel()
+        needed, place = np.unique(wanted // each, return_inverse=True)
         limit = None
-        if epochs is not None and count > 1:
-            limit = min(self._usable(seed, i, epochs) for i in range(count)) // (batch // count)
-        windows = self._windows(seed, index, epochs).map_with_index(
-            lambda i, blocks: _read_window(self.store, blocks, (seed, index, i))
+        if epochs is not None and self._lanes > 1:
+            limit = min(self._usable(seed, i, epochs) for i in range(self._lanes)) // each
+        rows = place * each + wanted % each
+        whole = len(rows) == len(needed) * each and bool(np.all(np.diff(rows) == 1))
+        lanes = {int(i): self._lane(int(i), each, limit, seed, epochs) for i in needed}
+        return Lanes(lanes, None if whole else rows)
+
+    def _lane(self, lane: int, batch: int, limit: int | None, seed: int, epochs) -> Dealer:
+        windows = self._windows(seed, lane, epochs).map_with_index(
+            lambda i, blocks: _read_window(self.store, blocks, (seed, lane, i))
         )
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        return Dealer(iter(windows.to_iter_dataset(options)), batch // count, limit)
+        return Dealer(iter(windows.to_iter_dataset(options)), batch, limit)
 
     def in_order(self) -> Iterator[ActivationBatch]:
         """Yields all rows, masked ones too, once and in document order."""
         return self.store.in_order()
 
-    def _windows(self, seed: int, index: int, epochs: int | None) -> Any:
-        """Returns the Grain dataset of one part's windows: lists of block numbers."""
+    def _windows(self, seed: int, lane: int, epochs: int | None) -> Any:
+        """Returns the Grain dataset of one lane's windows: lists of block numbers."""
         blocks = grain.MapDataset.range(len(self.store.blocks)).seed(seed % 2**32).shuffle()
-        blocks = blocks[index :: self._shard[1]]
+        blocks = blocks[lane :: self._lanes]
         # Repeated after they are put together, so that no window spans two epochs.
         return blocks.batch(self._window, batch_fn=list).repeat(epochs)
 
-    def _usable(self, seed: int, index: int, epochs: int) -> int:
-        """Returns the usable rows of one part in all epochs."""
+    def _usable(self, seed: int, lane: int, epochs: int) -> int:
+        """Returns the usable rows of one lane in all epochs."""
         starts = np.array([start for start, _ in self.store.blocks])
         usable = np.add.reduceat(self.store.column("mask").astype(np.int64), starts)
-        windows = self._windows(seed, index, epochs)
+        windows = self._windows(seed, lane, epochs)
         return int(sum(usable[windows[i]].sum() for i in range(len(windows))))
 
 

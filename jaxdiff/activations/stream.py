@@ -89,6 +89,7 @@ class StreamSource:
             batch=batch // parts,
             seed=(seed, jax.process_index()),
             lockstep=self._lockstep,
+            owner=f"process {jax.process_index()} of {parts}",
         )
 
     def in_order(self) -> Iterator[ActivationBatch]:

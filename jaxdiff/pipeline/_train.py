@@ -1,10 +1,11 @@
 """Stage 2: every dictionary of a run, on every pair."""
 
 import functools
+import math
 
 from jaxdiff.activations import ActivationSource, Store, StoreSource, scan
 from jaxdiff.config import RunConfig
-from jaxdiff.mesh import make_mesh
+from jaxdiff.mesh import data_parts, make_mesh
 from jaxdiff.pipeline._harvest import stream
 from jaxdiff.pipeline.plan import Stage, pairs, plan
 from jaxdiff.progress import log
@@ -50,4 +51,8 @@ def _source(config: RunConfig, stages: dict[str, Stage], stage: Stage) -> Activa
         return stream(config, pairs(config)[stage.pair])
     harvested = stages[f"{stage.pair}/harvest/train"]
     harvested.finished()
-    return StoreSource(Store.open(harvested.folder))
+    store, window = Store.open(harvested.folder), 16
+    # Whatever the hardware, large stores are read in as many lanes, which hosts can share.
+    lanes = math.gcd(window, config.train.batch) if len(store.blocks) >= window**2 else 1
+    mesh = make_mesh(config.mesh.data, config.mesh.latent)
+    return StoreSource(store, window=window, lanes=lanes, parts=data_parts(mesh))

@@ -12,16 +12,19 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.activations.normalization import Normalization
+from jaxdiff.dictionaries.decoding import decode
 from jaxdiff.dictionaries.dictionary import (
     Dictionary,
     code_norms,
-    decode,
     encode,
     pre_activations,
     ranking_keys,
+    read_by,
+    written_by,
 )
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.types import ActivationBatch
+from jaxdiff.mesh import to_host
+from jaxdiff.types import ActivationBatch, HostOrDevice
 
 Validation = Callable[[], Iterable[ActivationBatch]]
 """Makes a new pass over held-out activations; every pass must give the same rows."""
@@ -86,7 +89,9 @@ def calibrate(d: Dictionary, validation: Validation, normalization: Normalizatio
     middle = dropped + (np.where(np.isfinite(kept), kept, dropped) - dropped) / 2
     # Between neighbouring floats there is no middle; the dropped key itself separates them.
     threshold = np.where(middle < kept, middle, dropped).astype(np.float32)
-    return dataclasses.replace(d, threshold=jnp.asarray(threshold.reshape(d.threshold.shape)))
+    where = d.threshold.sharding
+    threshold = jax.device_put(threshold.reshape(d.threshold.shape), where)
+    return dataclasses.replace(d, threshold=threshold)
 
 
 def evaluate(d: Dictionary, validation: Validation, normalization: Normalization) -> Evaluation:
@@ -98,7 +103,7 @@ def evaluate(d: Dictionary, validation: Validation, normalization: Normalization
     sums: dict[str, np.ndarray] = {}
     for batch in validation():
         x, mask = np.asarray(batch.x), np.asarray(batch.mask)
-        for name, value in jax.device_get(_measure(d, normalization, x, mask)).items():
+        for name, value in to_host(_measure(d, normalization, x, mask)).items():
             sums[name] = sums.get(name, 0) + value.astype(np.float64)
     rows = float(sums["rows"])
     total = sums["squares"] - np.sum(sums["x"] ** 2, axis=-1) / rows
@@ -135,10 +140,10 @@ def _search(batches, n: int, groups: int) -> np.ndarray:
 
 def _fold(d, validation, normalization, function, pivots, combine) -> np.ndarray:
     """Folds a function of the keys over a pass, on the host in 64 bits."""
-    result, pivots = None, jnp.asarray(pivots.astype(np.int32))
+    result, pivots = None, pivots.astype(np.int32)
     for batch in validation():
         x, mask = np.asarray(batch.x), np.asarray(batch.mask)
-        value = np.asarray(function(d, normalization, x, mask, pivots))
+        value = to_host(function(d, normalization, x, mask, pivots))
         value = value.astype(np.int64 if value.dtype == np.int32 else np.float64)
         result = value if result is None else combine(result, value)
     assert result is not None
@@ -147,7 +152,8 @@ def _fold(d, validation, normalization, function, pivots, combine) -> np.ndarray
 
 def _keys(d, normalization, x, mask) -> Float[Array, "R G L"]:
     """Returns the ranking keys, for each model if decoupled, and 0 in masked rows."""
-    f = jax.nn.relu(pre_activations(d, normalization.apply(x.astype(jnp.float32))))
+    x = read_by(d, normalization.apply(x.astype(jnp.float32)))
+    f = jax.nn.relu(pre_activations(d, x))
     keys = ranking_keys(f, code_norms(d))
     keys = keys[:, None, :] if keys.ndim == 2 else keys
     # The bits of -0.0 would be the smallest integer, those of NaN the largest.
@@ -160,7 +166,7 @@ def _count(
     normalization: Normalization,
     x: Float[Array, "R M D"],
     mask: Bool[Array, " R"],
-    pivots: Int[Array, "P G"],
+    pivots: Int[HostOrDevice, "P G"],
 ) -> Int[Array, "P G"]:
     """Counts the keys at or above each pivot."""
     bits = lax.bitcast_convert_type(_keys(d, normalization, x, mask), jnp.int32)
@@ -175,7 +181,7 @@ def _gap(
     normalization: Normalization,
     x: Float[Array, "R M D"],
     mask: Bool[Array, " R"],
-    pivots: Int[Array, "1 G"],
+    pivots: Int[HostOrDevice, "1 G"],
 ) -> Float[Array, "2 G"]:
     """Returns the negative of the lowest key that reaches the pivot, and the highest below it."""
     keys = _keys(d, normalization, x, mask)
@@ -187,9 +193,10 @@ def _gap(
 @jax.jit
 def _measure(d, normalization, x, mask) -> dict[str, Array]:
     x = jnp.where(mask[:, None, None], normalization.apply(x.astype(jnp.float32)), 0.0)
-    f = encode(d, x)
+    read, x = read_by(d, x), written_by(d, x)
+    f = encode(d, read)
     active = (f > 0) & mask.reshape(-1, *(1,) * (f.ndim - 1))
-    error = jnp.where(mask[:, None, None], x - decode(d, f), 0.0)
+    error = jnp.where(mask[:, None, None], x - decode(d, f, read), 0.0)
     models = f.shape[1] if f.ndim == 3 else 1
     return {
         "rows": jnp.sum(mask, dtype=jnp.int32),

@@ -77,22 +77,59 @@ def test_a_restored_position_goes_on_bit_identically(store, equal, at):
     assert all(equal(a, b) for a, b in zip(take(again, 20), want, strict=True))
 
 
-def test_processes_share_the_rows(store, rows):
-    parts = [StoreSource(store, window=3, shard_index=i, shard_count=3) for i in range(3)]
-    got = [list(part.batches(12, seed=0, epochs=2)) for part in parts]
-    assert {len(batch.tokens) for batches in got for batch in batches} == {4}
-    # All end together, or the processes would wait for each other.
-    assert len({len(batches) for batches in got}) == 1
-    endless = [take(part.batches(12, seed=0), 30) for part in parts]
-    first = [set(tokens(batches[: len(batches) // 2])[:70]) for batches in endless]
-    assert not first[0] & first[1] and not first[1] & first[2]
+def test_lanes_share_the_rows_and_end_together(store):
+    source = StoreSource(store, window=3, lanes=3)
+    got = list(source.batches(12, seed=0, epochs=2))
+    assert {len(batch.tokens) for batch in got} == {12}
+    endless = take(source.batches(12, seed=0), 15)
+    lanes = [{t for b in endless for t in b.tokens[4 * i : 4 * i + 4].tolist()} for i in range(3)]
+    assert not lanes[0] & lanes[1] and not lanes[1] & lanes[2]
+    with pytest.raises(ValueError, match="cannot be split into 3 lanes"):
+        source.batches(10, seed=0)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize(
+    "parts", [[(0,), (1,)], [(0, 1), (2, 3)], [(0, 2), (1, 3)], [(0,), (0,), (1,), (1,)]]
+)
+def test_processes_get_their_parts_of_one_order(store, lanes, parts):
+    """Whatever processes there are, together they have the batches that one process has."""
+    whole = take(StoreSource(store, window=4, lanes=lanes).batches(16, seed=3), 30)
+    count = 1 + max(max(own) for own in parts)
+    states = {}
+    for own in parts:
+        source = StoreSource(store, window=4, lanes=lanes, parts=(own, count))
+        batches = source.batches(16, seed=3)
+        for batch, want in zip(take(batches, 20), whole, strict=False):
+            each = 16 // count
+            rows = np.concatenate([np.arange(each) + each * i for i in own])
+            assert (batch.tokens == want.tokens[rows]).all() and (batch.x == want.x[rows]).all()
+        states |= json.loads(json.dumps(batches.get_state()))
+    # One process, and another number of them, go on from there.
+    for own, count in (((0,), 1), ((1,), 2), ((3,), 8)):
+        batches = StoreSource(store, window=4, lanes=lanes, parts=(own, count)).batches(16, seed=3)
+        batches.set_state(states)
+        part = slice(16 // count * own[0], 16 // count * (own[0] + 1))
+        assert all(
+            (batch.tokens == want.tokens[part]).all()
+            for batch, want in zip(take(batches, 10), whole[20:], strict=True)
+        )
+
+
+def test_a_position_of_other_lanes_is_refused(store):
+    state = StoreSource(store, lanes=2).batches(16, seed=0).get_state()
+    with pytest.raises(JaxdiffError, match="does not have the position of lane 2, lane 3"):
+        StoreSource(store, lanes=4).batches(16, seed=0).set_state(state)
+
+
+def test_a_batch_that_processes_cannot_share(store):
     with pytest.raises(ValueError, match="cannot be split into 3 parts"):
-        parts[0].batches(10, seed=0)
+        StoreSource(store, parts=((1,), 3)).batches(10, seed=0)
 
 
 def test_too_few_chunks_to_share(store):
-    with pytest.raises(JaxdiffError, match="21 chunks cannot be shared by 22 processes"):
-        StoreSource(store, shard_count=22)
+    with pytest.raises(JaxdiffError, match="21 chunks cannot be shared by 22 lanes"):
+        StoreSource(store, lanes=22)
 
 
 def test_a_store_without_usable_rows(tmp_path, rows, config):
