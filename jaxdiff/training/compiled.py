@@ -15,7 +15,7 @@ from jaxdiff.activations.normalization import Normalization
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.dictionary import Dictionary
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.mesh import DATA, LATENT, sharding
+from jaxdiff.mesh import DATA, LATENT, data_parts, sharding
 from jaxdiff.training.rows import RowState, to_dictionary, to_rows
 from jaxdiff.training.sparse_step import sparse_step
 from jaxdiff.training.state import TrainState, init_state
@@ -93,10 +93,17 @@ def check_mesh(config: DictionaryConfig, train: TrainConfig, mesh: Mesh | Abstra
 def put(x: Float[HostOrDevice, "B M D"], mesh: Mesh) -> Float[Array, "B M D"]:
     """Places this process's part of a batch on the mesh, split over the axis `data`."""
     target = sharding(mesh, DATA)
-    if jax.process_count() > 1:
-        return jax.make_array_from_process_local_data(target, np.asarray(x))
-    # A CPU device would otherwise go on using the source's own buffer.
-    return jax.device_put(x, target, may_alias=False)
+    if jax.process_count() == 1:
+        # A CPU device would otherwise go on using the source's own buffer.
+        return jax.device_put(x, target, may_alias=False)
+    parts, count = data_parts(mesh)
+    blocks = dict(zip(parts, np.split(np.asarray(x), len(parts)), strict=True))
+    each = len(x) // len(parts)
+
+    def block(index):
+        return blocks[(index[0].start or 0) // each]
+
+    return jax.make_array_from_callback((each * count, *x.shape[1:]), target, block)
 
 
 def compile_init(
