@@ -63,8 +63,10 @@ def _packed(source: jax.Array) -> jax.Array:
     width = source.shape[1]
     if source.dtype != jnp.bfloat16 or width % 256:
         return source.astype(jnp.float32)
-    words = lax.bitcast_convert_type(source, jnp.uint16).astype(jnp.uint32)
-    return words[:, : width // 2] | (words[:, width // 2 :] << 16)
+    # Cut first: the compiler would keep the words of all columns as an array.
+    halves = source[:, : width // 2], source[:, width // 2 :]
+    low, high = (lax.bitcast_convert_type(h, jnp.uint16).astype(jnp.uint32) for h in halves)
+    return low | (high << 16)
 
 
 def scratch(source: jax.Array) -> Scratch:

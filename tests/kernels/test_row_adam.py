@@ -1,0 +1,156 @@
+"""Row-sparse Adam of every implementation against float64 NumPy and against dense Adam."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jaxdiff.kernels.row_adam import Table, row_adam, row_squares, squares_tpu, tpu, xla
+
+IMPLEMENTATIONS = {
+    "xla": xla.row_adam,
+    "pallas_tpu": functools.partial(tpu.row_adam, interpret=True),
+    "pallas_tpu simulated": functools.partial(
+        tpu.row_adam,
+        interpret=pltpu.InterpretParams(dma_execution_mode="on_wait", detect_races=True),
+    ),
+}
+RATE, SCALE, STEP = 1e-2, 0.7, 11
+
+
+def setting(given, parts, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    rows, width = given.offsets.size - 1, given.source.shape[1]
+    params = rng.normal(size=(rows, width))
+    squares = None
+    if parts:
+        squares = jnp.asarray(np.sum(params.reshape(rows, parts, -1) ** 2, -1), jnp.float32)
+    moment = jnp.asarray(rng.random((rows, width)), dtype)
+    table = Table(jnp.asarray(params, jnp.float32), moment, squares)
+    return table, jnp.asarray(rng.integers(0, STEP, rows), jnp.int32)
+
+
+def move(name, table, last, given):
+    (moved,) = IMPLEMENTATIONS[name](
+        (table,),
+        last,
+        (given.source,),
+        given.indices,
+        (given.weights,),
+        given.offsets,
+        step=jnp.int32(STEP),
+        rate=jnp.float32(RATE),
+        scale=jnp.float32(SCALE),
+    )
+    return moved
+
+
+def expected(table, last, given, sums):
+    """Adam with beta1 = 0 on the rows that have entries."""
+    touched = np.diff(np.asarray(given.offsets)) > 0
+    gradient = SCALE * sums(given)
+    params = np.asarray(table.params, np.float64)
+    moment = np.asarray(table.moment.astype(jnp.float32), np.float64)
+    decay = 0.999 ** (STEP - np.asarray(last, np.float64))[:, None]
+    second = decay * moment + 0.001 * gradient**2
+    moved = params - RATE * gradient / (np.sqrt(second / (1 - 0.999**STEP)) + 1e-8)
+    return (
+        np.where(touched[:, None], moved, params),
+        np.where(touched[:, None], second, moment),
+        touched,
+    )
+
+
+CASES = {
+    "aligned": ((16, 256, 64, 256), 2, jnp.float32, False),
+    "odd, skewed": ((37, 200, 70, 300), 2, jnp.bfloat16, True),
+    "one column": ((9, 1, 33, 40), 0, jnp.float32, False),
+    "long groups": ((12, 130, 5, 400), 1, jnp.float32, True),
+}
+
+
+@pytest.mark.parametrize(
+    "name, case", [*(("pallas_tpu", case) for case in CASES), ("xla", "odd, skewed")]
+)
+def test_values(draw, float64_sums, name, case):
+    shape, parts, dtype, skewed = CASES[case]
+    given = draw(*shape, skewed=skewed)
+    table, last = setting(given, parts, dtype)
+    params, moment, touched = expected(table, last, given, float64_sums)
+    moved = move(name, table, last, given)
+    np.testing.assert_allclose(moved.params, params, atol=1e-5)
+    precision = 1e-2 if dtype == jnp.bfloat16 else 2e-6
+    np.testing.assert_allclose(moved.moment.astype(jnp.float32), moment, rtol=precision, atol=1e-6)
+    assert 0 < touched.sum() < touched.size
+    for before, after in ((table.params, moved.params), (table.moment, moved.moment)):
+        np.testing.assert_array_equal(before[~touched], after[~touched])
+    if parts:
+        squares = np.sum(params.reshape(len(params), parts, -1) ** 2, axis=-1)
+        np.testing.assert_allclose(moved.squares, squares, rtol=1e-5)
+
+
+def test_copies_are_waited_for(draw, float64_sums):
+    given = draw(12, 128, 64, 150)
+    table, last = setting(given, 2)
+    moved = move("pallas_tpu simulated", table, last, given)
+    params, moment, _ = expected(table, last, given, float64_sums)
+    np.testing.assert_allclose(moved.params, params, atol=1e-5)
+    np.testing.assert_allclose(moved.moment, moment, rtol=2e-6, atol=1e-6)
+
+
+def test_several_tables(draw, float64_sums):
+    """Tables of other widths and weights share one list."""
+    wide, narrow = draw(12, 128, 40, 90), draw(12, 1, 40, 90)
+    (first, last), (second, _) = setting(wide, 2), setting(narrow, 0)
+    both = tpu.row_adam(
+        (first, second),
+        last,
+        (wide.source, narrow.source),
+        wide.indices,
+        (wide.weights, narrow.weights),
+        wide.offsets,
+        step=jnp.int32(STEP),
+        rate=jnp.float32(RATE),
+        scale=jnp.float32(SCALE),
+        interpret=True,
+    )
+    narrow = wide._replace(source=narrow.source, weights=narrow.weights)
+    for moved, table, given in zip(both, (first, second), (wide, narrow), strict=True):
+        params, _, _ = expected(table, last, given, float64_sums)
+        np.testing.assert_allclose(moved.params, params, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(16, 256, 64, 256), (37, 200, 71, 300), (9, 1, 1, 40)])
+def test_norm_of_the_gradient(draw, float64_sums, shape):
+    given = draw(*shape)
+    expected = 2 * np.sum(float64_sums(given) ** 2)
+    sources, weights = (given.source,) * 2, (given.weights, -given.weights)
+    operands = sources, given.indices, weights, given.offsets
+    found = squares_tpu.row_squares(*operands, interpret=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_norm_of_the_gradient_by_definition(draw, float64_sums):
+    given = draw(16, 8, 12, 50)
+    operands = (given.source,), given.indices, (given.weights,), given.offsets
+    expected = np.sum(float64_sums(given) ** 2)
+    np.testing.assert_allclose(row_squares(*operands), expected, rtol=1e-5)
+
+
+def test_a_name_insists(draw):
+    given = draw(12, 128, 40, 90)
+    table, last = setting(given, 2)
+    with pytest.raises(ValueError, match="(?i)interpret"):
+        row_adam(
+            (table,),
+            last,
+            (given.source,),
+            given.indices,
+            (given.weights,),
+            given.offsets,
+            step=jnp.int32(STEP),
+            rate=jnp.float32(RATE),
+            scale=jnp.float32(SCALE),
+            implementation="pallas_tpu",
+        )
