@@ -5,6 +5,7 @@ known one.
 """
 
 import difflib
+import itertools
 import re
 import types
 from importlib import resources
@@ -94,23 +95,41 @@ class HarvestConfig(Config):
     """Subtract each model's mean and scale it to unit mean square before training."""
 
 
+Activation = Literal["batch_topk", "topk", "group_max", "relu", "jumprelu", "gated"]
+
+
 class DictionaryConfig(Config):
     """One dictionary and what it is trained for."""
 
     latents: int = Field(default=73_728, ge=1)
     """Latents [latents]."""
-    activation: Literal["batch_topk", "topk", "relu"] = "batch_topk"
-    """batch_topk: k per token on average over the batch; topk: k for each; relu: L1 penalty."""
+    activation: Activation = "batch_topk"
+    """batch_topk: k per token on average over the batch; topk: k for each; group_max: one of each
+    of k groups; relu: L1 penalty; jumprelu: learned thresholds; gated: gates (becomes jumprelu)."""
     k: float = Field(default=100.0, gt=0)
-    """Active latents [latents per token]; for relu, the L0 that `match_l0` steers to."""
+    """Active latents [latents per token]; with a sparsity penalty, what `match_l0` steers to."""
     code_norm: Literal["crosscoder", "sae", "mixed", "none", "decoupled"] = "crosscoder"
     """Weight of a latent in ranking and penalty, from its decoder norms (crosscoder: their sum)."""
     loss: Literal["l2", "mse"] = "l2"
     """Reconstruction: l2, the unsquared norm per model, or mse, its square."""
+    cross: float = Field(default=0.0, ge=-1, le=0)
+    """Weight of the product of models' errors (needs mse); at -1 only their difference counts."""
+    prefixes: tuple[int, ...] = ()
+    """Matryoshka: sizes of nested dictionaries that reconstruct as well as the whole [latents]."""
     l1: float = Field(default=4.1e-2, ge=0)
-    """Weight of the decoder-norm weighted L1 penalty (relu only); the start value with match_l0."""
+    """Weight of the sparsity penalty (relu, jumprelu, gated); the start value with match_l0."""
+    l1_warmup: int = Field(default=0, ge=0)
+    """Steps over which that weight rises linearly from 0 [steps]."""
     match_l0: bool = False
-    """Steer the L1 weight during training until L0 is k, then hold it (relu only)."""
+    """Steer the sparsity penalty during training until L0 is k, then hold it."""
+    penalty: Literal["tanh", "l0"] = "tanh"
+    """Sparsity of jumprelu: tanh, of 4 times value times code norm; l0, the active latents."""
+    pre_penalty: float = Field(default=0.0, ge=0)
+    """Weight of what jumprelu latents lack to their threshold, which revives dead ones."""
+    threshold: float = Field(default=0.1, gt=0)
+    """Threshold of jumprelu latents at initialisation [value of a latent]."""
+    bandwidth: float = Field(default=2.0, gt=0)
+    """Width of the window around a jumprelu threshold that moves it [value of a latent]."""
     k_start: float | None = None
     """k at step 0, annealed linearly to k; None starts at k [latents per token]."""
     k_anneal: int = Field(default=0, ge=0)
@@ -125,6 +144,20 @@ class DictionaryConfig(Config):
     """Norm of each decoder row at initialisation, per model."""
     same_init: bool = True
     """Start all models from the same decoder directions."""
+    tied: bool = False
+    """Use the transposed decoder as encoder."""
+    shared: int = Field(default=0, ge=0)
+    """First latents that have one decoder row for all models [latents]."""
+    shared_penalty: float = Field(default=1.0, ge=0)
+    """Sparsity penalty of these, relative to other latents (relu, jumprelu) [ratio]."""
+    dedicated: tuple[int, ...] = ()
+    """Last latents that read and write one model alone, a number for each model [latents]."""
+    reads: tuple[int, ...] | None = None
+    """Sources that the encoder reads, by number; all when None."""
+    writes: tuple[int, ...] | None = None
+    """Sources that are reconstructed, by number; all when None."""
+    skip: bool = False
+    """Add an affine map from what is read to what is written."""
     median_bias: bool = True
     """Start the decoder bias at the geometric median of the first batch; zeros otherwise."""
 
@@ -132,9 +165,37 @@ class DictionaryConfig(Config):
     def _consistent(self) -> "DictionaryConfig":
         if (self.k_start is None) != (self.k_anneal == 0):
             raise ValueError("k_start and k_anneal belong together: give both or neither")
-        if self.match_l0 and (self.activation != "relu" or self.l1 == 0):
-            raise ValueError("match_l0 needs activation relu and an l1 above 0 to start from")
+        if self.match_l0 and (not self.penalised or self.l1 == 0 or self.l1_warmup):
+            raise ValueError(
+                "match_l0 needs activation relu, jumprelu or gated, an l1 above 0 to start from, "
+                "and no l1_warmup"
+            )
+        if self.code_norm == "decoupled" and self.activation in ("jumprelu", "gated"):
+            raise ValueError(f"{self.activation} has one threshold a latent: code_norm decoupled")
+        if self.cross and self.loss != "mse":
+            raise ValueError("cross needs loss mse")
+        if any(a >= b for a, b in itertools.pairwise((0, *self.prefixes, self.latents))):
+            raise ValueError(f"prefixes must rise, from 1 to below {self.latents} latents")
+        if self.shared + sum(self.dedicated) > self.latents or min((0, *self.dedicated)) < 0:
+            raise ValueError(f"shared and dedicated do not fit into {self.latents} latents")
+        if self.shared_penalty != 1 and self.activation not in ("relu", "jumprelu"):
+            raise ValueError("shared_penalty needs activation relu or jumprelu")
+        if self.activation == "group_max" and (self.k % 1 or self.latents % self.k):
+            raise ValueError(f"group_max needs a whole k that divides {self.latents} latents")
+        for name in ("reads", "writes"):
+            chosen = getattr(self, name)
+            if chosen is not None and (
+                not chosen or min(chosen) < 0 or len({*chosen}) < len(chosen)
+            ):
+                raise ValueError(f"{name} must name sources, each once, counted from 0")
+        if self.reads != self.writes and (self.tied or self.dedicated):
+            raise ValueError("tied and dedicated need an encoder and a decoder of the same sources")
         return self
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a penalty decides how many latents are active."""
+        return self.activation in ("relu", "jumprelu", "gated")
 
 
 class TrainConfig(Config):

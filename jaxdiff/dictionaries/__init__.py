@@ -1,25 +1,28 @@
 """Sparse dictionaries over the activations of one or several models, as pytrees and functions."""
 
+from jaxdiff.dictionaries.decoding import decode
 from jaxdiff.dictionaries.dictionary import (
     Dictionary,
     code_norms,
-    decode,
     decoder_norms,
     encode,
-    fold,
-    init,
     pre_activations,
     ranking_keys,
+    read_by,
+    written_by,
 )
 from jaxdiff.dictionaries.files import load, load_normalization, save
+from jaxdiff.dictionaries.folding import fold
 from jaxdiff.dictionaries.formats import (
     FORMATS,
     Imported,
     export_dictionary,
     import_dictionary,
 )
-from jaxdiff.dictionaries.loss import Parts, loss, reconstruction_loss, train_codes
+from jaxdiff.dictionaries.initial import init
+from jaxdiff.dictionaries.loss import Parts, loss, reconstruction_loss
 from jaxdiff.dictionaries.normalization import Normalization
+from jaxdiff.dictionaries.selection import train_codes
 
 __all__ = [
     "FORMATS",
@@ -40,7 +43,9 @@ __all__ = [
     "loss",
     "pre_activations",
     "ranking_keys",
+    "read_by",
     "reconstruction_loss",
     "save",
     "train_codes",
+    "written_by",
 ]

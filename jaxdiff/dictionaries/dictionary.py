@@ -1,28 +1,29 @@
-"""The dictionary: parameters, encode, decode, and folding a normalisation into them.
+"""The dictionary: parameters, encode and decode.
 
-A crosscoder reads M models at once; a sparse autoencoder is the case M = 1.
+A crosscoder reads M models at once; a sparse autoencoder is the case M = 1, and a transcoder writes
+other sources than it reads.
 Reference: arXiv:2504.02922, section 2 and appendix; jaxdiff keeps its own axis order.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
-from jaxdiff.config import DictionaryConfig
-from jaxdiff.errors import JaxdiffError
 from jaxdiff.kernels.largest import largest_per_row  # pyright: ignore[reportMissingImports]
 
-Activation = Literal["relu", "topk", "batch_topk", "jumprelu"]
+Activation = Literal["relu", "topk", "batch_topk", "jumprelu", "group_max"]
 CodeNorm = Literal["crosscoder", "sae", "mixed", "none", "decoupled"]
 
 
 @dataclass(frozen=True)
 class Dictionary:
     """Parameters of a dictionary over M models of width D with L latents.
+
+    A batch [R, S, D] has S sources: models, sites, or both. A dictionary that says nothing else
+    reads and writes all of them, so that M = N = S.
 
     Attributes:
         W_enc: Encoder; the models' products are summed before the activation.
@@ -33,18 +34,25 @@ class Dictionary:
             must, [] or, when decoupled, [M]. jumprelu: its value must, [L] or, when decoupled,
             [L, M]. Not used by relu and topk.
         activation: Rule that decides which latents are active.
-        k: Active latents per token that the dictionary was trained for [latents per token].
+        k: Active latents per token that the dictionary was trained for [latents per token];
+            group_max: groups of neighbouring latents, of which each has one active latent at most.
         code_norm: How decoder norms weigh a latent in ranking and penalty.
+        W_skip: Affine map from what is read to what is written, beside the latents.
+        reads: Sources of a batch that the encoder reads; all when None.
+        writes: Sources of a batch that are reconstructed; all when None.
     """
 
     W_enc: Float[Array, "M D L"]
     b_enc: Float[Array, " L"]
-    W_dec: Float[Array, "L M D"]
-    b_dec: Float[Array, "M D"]
+    W_dec: Float[Array, "L N D"]
+    b_dec: Float[Array, "N D"]
     threshold: Float[Array, "*T"]
     activation: Activation = field(metadata={"static": True})
     k: float = field(metadata={"static": True})
     code_norm: CodeNorm = field(metadata={"static": True})
+    W_skip: Float[Array, "M D N D"] | None = None
+    reads: tuple[int, ...] | None = field(default=None, metadata={"static": True})
+    writes: tuple[int, ...] | None = field(default=None, metadata={"static": True})
 
     def __post_init__(self):
         if self.activation not in get_args(Activation):
@@ -52,9 +60,15 @@ class Dictionary:
         if self.code_norm not in get_args(CodeNorm):
             raise ValueError(f"code_norm must be one of {get_args(CodeNorm)}")
 
+    @property
+    def sources(self) -> int:
+        """Returns how many sources a batch must have, at least."""
+        M, N = self.W_enc.shape[0], self.W_dec.shape[1]
+        return 1 + max(*(self.reads or range(M)), *(self.writes or range(N)), 0)
 
-LEAVES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-STATIC = ("activation", "k", "code_norm")
+
+LEAVES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip")
+STATIC = ("activation", "k", "code_norm", "reads", "writes")
 
 
 def _flatten(d: Dictionary):
@@ -74,35 +88,14 @@ def _unflatten(static, leaves) -> Dictionary:
 jax.tree_util.register_pytree_with_keys(Dictionary, _flatten, _unflatten)
 
 
-def init(config: DictionaryConfig, shape: tuple[int, int], *, key: PRNGKeyArray) -> Dictionary:
-    """Makes a dictionary with random decoder directions and the transposed decoder as encoder.
+def read_by(d: Dictionary, x: Float[Array, "R S D"]) -> Float[Array, "R M D"]:
+    """Returns the sources of a batch that the encoder reads."""
+    return x if d.reads is None else x[:, jnp.array(d.reads)]
 
-    Entries are uniform as in Kaiming initialisation, whose bound cancels because each row is then
-    scaled to `config.decoder_norm`, model by model. Biases are zero.
 
-    Args:
-        config: Settings of the dictionary.
-        shape: Number of models and their width, (M, D).
-        key: Key of the directions.
-
-    Returns:
-        A dictionary whose threshold is 0.
-    """
-    models, width = shape
-    drawn = 1 if config.same_init else models
-    rows = jax.random.uniform(key, (config.latents, drawn, width), minval=-1.0, maxval=1.0)
-    rows = rows * (config.decoder_norm / jnp.linalg.norm(rows, axis=-1, keepdims=True))
-    rows = jnp.broadcast_to(rows, (config.latents, models, width))
-    return Dictionary(
-        W_enc=jnp.transpose(rows, (1, 2, 0)),
-        b_enc=jnp.zeros(config.latents),
-        W_dec=rows,
-        b_dec=jnp.zeros(shape),
-        threshold=jnp.zeros((models,) if config.code_norm == "decoupled" else ()),
-        activation=config.activation,
-        k=config.k,
-        code_norm=config.code_norm,
-    )
+def written_by(d: Dictionary, x: Float[Array, "R S D"]) -> Float[Array, "R N D"]:
+    """Returns the sources of a batch that the dictionary reconstructs."""
+    return x if d.writes is None else x[:, jnp.array(d.writes)]
 
 
 def decoder_norms(d: Dictionary) -> Float[Array, "L M"]:
@@ -166,7 +159,8 @@ def encode(d: Dictionary, x: Float[Array, "R M D"]) -> Float[Array, "R L"] | Flo
 
     Args:
         d: The dictionary.
-        x: Activations in the space that the dictionary was trained on (or raw ones after `fold`).
+        x: What `read_by` returns of a batch, in the space that the dictionary was trained on (or
+            raw after `fold`).
 
     Returns:
         Values; [R, M, L] when the code norm is decoupled.
@@ -180,76 +174,11 @@ def encode(d: Dictionary, x: Float[Array, "R M D"]) -> Float[Array, "R L"] | Flo
     keys = ranking_keys(f, code_norms(d))
     if d.activation == "batch_topk":
         keep = keys > (d.threshold[None, :, None] if keys.ndim == 3 else d.threshold)
+    elif d.activation == "group_max":
+        keep = largest_of_groups(keys, round(d.k))
     else:
         keep = _top_rows(keys, jnp.int32(round(d.k)))
     return jnp.where(keep, _per_model(d, f), 0.0)
-
-
-def decode(
-    d: Dictionary,
-    f: Float[Array, "R L"] | Float[Array, "R M L"],
-    *,
-    bias: bool = True,
-    dtype: Any = jnp.float32,
-) -> Float[Array, "R M D"]:
-    """Returns sum_j f_j d_j^m + b_dec^m; products in `dtype`, sums in float32."""
-    latents, models, width = d.W_dec.shape
-    if f.ndim == 3:
-        out = jnp.einsum(
-            "rml,lmd->rmd",
-            f.astype(dtype),
-            d.W_dec.astype(dtype),
-            **accumulation(dtype),
-        )
-    else:
-        out = jnp.matmul(
-            f.astype(dtype),
-            d.W_dec.reshape(latents, -1).astype(dtype),
-            **accumulation(dtype),
-        ).reshape(-1, models, width)
-    return out + d.b_dec[None] if bias else out
-
-
-def fold(d: Dictionary, mean: Float[Array, "M D"], scale: Float[Array, " M"]) -> Dictionary:
-    """Moves the normalisation x' = (x - mean) * scale into the dictionary.
-
-    The result acts on raw activations: it has the same codes as `d` on normalised ones, and its
-    reconstruction is the raw one. Decoder norms change model by model, and with them the ranking
-    keys; so batch_topk becomes jumprelu with threshold / code_norm on the values, as it was.
-
-    Args:
-        d: Dictionary trained on normalised activations.
-        mean: Mean that was subtracted.
-        scale: Factor of each model.
-
-    Returns:
-        A dictionary for raw activations.
-
-    Raises:
-        JaxdiffError: If `d` is a topk dictionary whose ranking the scales would change.
-    """
-    if d.activation == "topk" and d.code_norm != "none" and len(scale) > 1:
-        raise JaxdiffError(
-            "a topk crosscoder ranks by decoder norms, which folding changes",
-            where="fold",
-            fix="normalise the activations and use the dictionary as it is, or use batch_topk",
-        )
-    W_enc = d.W_enc * scale[:, None, None]
-    shift = jnp.einsum("md,mdl->l", mean, W_enc, **accumulation(jnp.float32))
-    folded = dataclasses.replace(
-        d,
-        W_enc=W_enc,
-        b_enc=d.b_enc - shift,
-        W_dec=d.W_dec / scale[None, :, None],
-        b_dec=d.b_dec / scale[:, None] + mean,
-    )
-    if d.activation != "batch_topk":
-        return folded
-    norms = code_norms(d)
-    # A latent without a decoder has key 0 and is never active: its threshold is infinite.
-    tau = d.threshold[None, :] if norms.ndim == 2 else d.threshold
-    threshold = jnp.where(norms > 0, tau / jnp.where(norms > 0, norms, 1.0), jnp.inf)
-    return dataclasses.replace(folded, activation="jumprelu", threshold=threshold)
 
 
 def accumulation(dtype: Any) -> dict[str, Any]:
@@ -263,6 +192,14 @@ def _per_model(d: Dictionary, f: Float[Array, "R L"]) -> Float[Array, "R *ML"]:
     if d.code_norm != "decoupled":
         return f
     return jnp.broadcast_to(f[:, None, :], (f.shape[0], d.W_dec.shape[1], f.shape[1]))
+
+
+def largest_of_groups(keys: Float[Array, "R L"], groups: int) -> Bool[Array, "R L"]:
+    """Marks the largest positive key of each group of neighbours; ties go to the first."""
+    parts = keys.reshape(len(keys), groups, -1)
+    first = jnp.argmax(parts, axis=-1, keepdims=True)
+    places = jnp.arange(parts.shape[-1])[None, None]
+    return ((places == first) & (parts > 0)).reshape(keys.shape)
 
 
 def _top_rows(keys, n):

@@ -26,7 +26,8 @@ def save(d: Dictionary, folder: Path, **record: Any) -> None:
     from safetensors.numpy import save as serialise
 
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.asarray(getattr(d, name)) for name in LEAVES}
+    present = {name: getattr(d, name) for name in LEAVES}
+    arrays = {name: np.asarray(leaf) for name, leaf in present.items() if leaf is not None}
     write_atomically(folder / f"{NAME}.safetensors", serialise(arrays))
     settings = {name: getattr(d, name) for name in STATIC}
     text = json.dumps({"dictionary": settings, **record}, indent=1, allow_nan=False)
@@ -46,8 +47,13 @@ def load(folder: str | Path) -> Dictionary:
     try:
         settings = json.loads((folder / f"{NAME}.json").read_text())["dictionary"]
         arrays = load_file(folder / f"{NAME}.safetensors")
-        leaves = {name: jnp.asarray(arrays[name]) for name in LEAVES}
-        return Dictionary(**leaves, **{name: settings[name] for name in STATIC})
+        # A skip, and sources of its own, are what most dictionaries have not.
+        leaves = {name: jnp.asarray(arrays[name]) for name in LEAVES if name != "W_skip"}
+        skip = jnp.asarray(arrays["W_skip"]) if "W_skip" in arrays else None
+        static = {name: settings[name] for name in STATIC if name not in ("reads", "writes")}
+        sides = {name: settings.get(name) for name in ("reads", "writes")}
+        sides = {name: None if found is None else tuple(found) for name, found in sides.items()}
+        return Dictionary(**leaves, W_skip=skip, **static, **sides)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise JaxdiffError(
             f"the dictionary cannot be read: {type(error).__name__}: {error}",
@@ -65,5 +71,5 @@ def load_normalization(folder: str | Path) -> Normalization:
     d = load(folder)
     record = json.loads((Path(folder) / f"{NAME}.json").read_text()).get("normalization")
     if record is None:
-        return Normalization.identity((d.b_dec.shape[0], d.b_dec.shape[1]))
+        return Normalization.identity((d.sources, d.b_dec.shape[1]))
     return Normalization(**{name: np.asarray(v, np.float32) for name, v in record.items()})

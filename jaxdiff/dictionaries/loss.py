@@ -1,5 +1,7 @@
 """What a dictionary is trained to minimise: reconstruction, sparsity, and reviving dead latents."""
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,17 +10,19 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.config import DictionaryConfig
+from jaxdiff.dictionaries.aux import aux_k
+from jaxdiff.dictionaries.constraints import constrain, gate_scale
+from jaxdiff.dictionaries.decoding import decode_rows, offset
 from jaxdiff.dictionaries.dictionary import (
     Dictionary,
     _per_model,
     _safe_sqrt,
-    _top_rows,
     code_norms,
-    decode,
-    pre_activations,
-    ranking_keys,
+    read_by,
+    written_by,
 )
-from jaxdiff.kernels.largest import largest  # pyright: ignore[reportMissingImports]
+from jaxdiff.dictionaries.penalties import below_threshold, jump, sparsity
+from jaxdiff.dictionaries.selection import Codes, train_codes
 
 
 class Parts(NamedTuple):
@@ -27,12 +31,14 @@ class Parts(NamedTuple):
     Attributes:
         loss: What is minimised.
         reconstruction: Reconstruction term.
-        sparsity: Sum over latents of value times code norm, mean over rows, not weighted.
-        aux: AuxK term, not weighted.
+        sparsity: Sum over latents of value times code norm (jumprelu and gated: their own penalty),
+            mean over rows, not weighted.
+        aux: AuxK term (jumprelu: penalty below the threshold; gated: the gates' reconstruction),
+            not weighted.
         l0: Active latents per row (mean over models when decoupled).
         fired: True for latents that were active in any row, [L].
-        residual: Sum of squared errors by model, [M].
-        total: Sum of squares about the batch mean by model, [M].
+        residual: Sum of squared errors by model, [N].
+        total: Sum of squares about the batch mean by model, [N].
     """
 
     loss: Float[Array, ""]
@@ -41,13 +47,13 @@ class Parts(NamedTuple):
     aux: Float[Array, ""]
     l0: Float[Array, ""]
     fired: Bool[Array, " L"]
-    residual: Float[Array, " M"]
-    total: Float[Array, " M"]
+    residual: Float[Array, " N"]
+    total: Float[Array, " N"]
 
 
 def loss(
     d: Dictionary,
-    x: Float[Array, "B M D"],
+    x: Float[Array, "B S D"],
     *,
     config: DictionaryConfig,
     k: Float[Array, ""],
@@ -57,90 +63,98 @@ def loss(
 ) -> tuple[Float[Array, ""], Parts]:
     """Returns the training loss of a batch and its parts.
 
-    relu: reconstruction + l1 * sum_j f_j N_j. topk and batch_topk: reconstruction + aux * L_aux.
-    Reference: arXiv:2504.02922, section 2 and appendix.
+    The reconstruction term, summed over `config.prefixes` (Matryoshka, arXiv:2503.17547), and:
+
+    * relu: l1 * sum_j f_j N_j. Reference, also for topk: arXiv:2504.02922, section 2 and appendix.
+    * topk, batch_topk, group_max: aux * L_aux.
+    * jumprelu: l1 * penalty + pre_penalty * sum_j relu(t_j - pre_j) N_j; see `penalties.sparsity`.
+    * gated: l1 * sum_j g_j N_j, and the reconstruction from g through a decoder that is held
+      constant, where g is the positive part of the gates (arXiv:2404.16014, section 3).
 
     Args:
-        d: The dictionary.
+        d: What training moves; see `constraints.release`.
         x: Normalised activations.
         config: Settings of the dictionary.
         k: Active latents per token to keep [latents per token].
-        l1: Weight of the sparsity term (relu).
+        l1: Weight of the sparsity term.
         idle: Tokens since each latent was last active, before this batch [tokens].
         dtype: Dtype of the matrix products.
 
     Returns:
         The loss and its parts.
     """
-    f, keys, keep = train_codes(d, x, k=k, dtype=dtype)
-    active = jnp.where(keep, _per_model(d, f), 0.0)
-    error = x - decode(d, active, dtype=dtype)
-    reconstruction = reconstruction_loss(error, squared=config.loss == "mse")
-    sparsity = jnp.sum(jnp.where(keep, keys, 0.0)) / x.shape[0]
-    fired = jnp.any(keep, axis=tuple(range(keep.ndim - 1)))
-    if d.activation == "relu":
-        aux = jnp.zeros(())
-        value = reconstruction + l1 * sparsity
-    elif config.aux == 0:
-        aux = jnp.zeros(())
-        value = reconstruction
+    free, d = d, constrain(d, config)
+    read, target = read_by(d, x), written_by(d, x)
+    codes = train_codes(d, read, k=k, dtype=dtype)
+    active = jnp.where(codes.keep, _per_model(d, codes.f), 0.0)
+    if config.activation == "jumprelu":
+        active = jump(codes, d.threshold, config.bandwidth)
+    objective = functools.partial(
+        reconstruction_loss, squared=config.loss == "mse", cross=config.cross
+    )
+    errors = _errors(d, active, read, target, config.prefixes, dtype)
+    reconstruction, error = sum(map(objective, errors)), errors[-1]
+    fired = jnp.any(codes.keep, axis=tuple(range(codes.keep.ndim - 1)))
+    norms = code_norms(d)
+    if config.activation == "gated":
+        gates = jax.nn.relu(codes.pre - d.threshold[None]) / gate_scale(free)[None]
+        sparse = jnp.sum(gates * norms[None]) / len(x)
+        (guess,) = _errors(_held(d), gates, read, target, (), dtype)
+        aux, weight = objective(guess), 1.0
     else:
-        dead = ~fired & (idle + x.shape[0] >= config.dead_after)
-        limit = config.aux_k or max(x.shape[-1] // 2, 1)
-        aux = _aux_loss(d, f, keys, dead, lax.stop_gradient(error), limit, dtype)
-        value = reconstruction + config.aux * aux
-    models = keep.shape[1] if keep.ndim == 3 else 1
-    l0 = jnp.sum(keep, dtype=jnp.int32).astype(jnp.float32) / (x.shape[0] * models)
+        sparse = sparsity(codes, active, d.threshold, norms, config)
+        aux, weight = _revive(d, codes, error, fired, norms, idle, config, dtype)
+    value = reconstruction + l1 * sparse if config.penalised else reconstruction
+    value = value + weight * aux if weight else value
+    models = codes.keep.shape[1] if codes.keep.ndim == 3 else 1
+    l0 = jnp.sum(codes.keep, dtype=jnp.int32).astype(jnp.float32) / (len(x) * models)
     residual = jnp.sum(jnp.square(error), axis=(0, 2))
-    total = jnp.sum(jnp.square(x - jnp.mean(x, axis=0, keepdims=True)), axis=(0, 2))
-    return value, Parts(value, reconstruction, sparsity, aux, l0, fired, residual, total)
+    total = jnp.sum(jnp.square(target - jnp.mean(target, axis=0, keepdims=True)), axis=(0, 2))
+    return value, Parts(value, reconstruction, sparse, aux, l0, fired, residual, total)
 
 
-def train_codes(
-    d: Dictionary, x: Float[Array, "B M D"], *, k: Float[Array, ""], dtype: Any = jnp.float32
-) -> tuple[Float[Array, "B L"], Float[Array, "B *ML"], Bool[Array, "B *ML"]]:
-    """Returns relu(pre), the ranking keys, and which latents are kept in this batch.
-
-    batch_topk keeps the round(k * B) largest keys of the whole batch (for each model when
-    decoupled), topk the round(k) largest of each row, relu all positive ones.
-    """
-    f = jax.nn.relu(pre_activations(d, x, dtype=dtype))
-    keys = ranking_keys(f, code_norms(d))
-    # Selection is a constant of differentiation; keys are float32 whatever the products are.
-    fixed = lax.stop_gradient(keys)
-    if d.activation == "relu":
-        return f, keys, _per_model(d, f) > 0
-    if d.activation == "topk":
-        return f, keys, _top_rows(fixed, jnp.round(k).astype(jnp.int32))
-    if d.activation != "batch_topk":
-        raise ValueError(f"{d.activation} dictionaries cannot be trained")
-    budget = jnp.round(k * x.shape[0]).astype(jnp.int32)
-    if keys.ndim == 2:
-        return f, keys, largest(fixed, budget)
-    models = [largest(fixed[:, m], budget) for m in range(keys.shape[1])]
-    return f, keys, jnp.stack(models, axis=1)
-
-
-def reconstruction_loss(error: Float[Array, "B M D"], *, squared: bool) -> Float[Array, ""]:
+def reconstruction_loss(
+    error: Float[Array, "B N D"], *, squared: bool, cross: float = 0.0
+) -> Float[Array, ""]:
     """Returns the mean over rows and models of the error's norm, or of its square.
 
-    The norm's gradient at 0 is taken as 0.
+    The norm's gradient at 0 is taken as 0. With a cross term c, models' errors e_m are compared:
+    mean over rows of (sum_m |e_m|^2 + 2 c / (N - 1) sum_{m<n} <e_m, e_n>) / N. With c = -1 and two
+    models that is the error of their difference alone.
     """
     squares = jnp.sum(jnp.square(error), axis=-1)
-    return jnp.mean(squares if squared else _safe_sqrt(squares))
+    value = jnp.mean(squares if squared else _safe_sqrt(squares))
+    if not cross:
+        return value
+    models = error.shape[1]
+    pairs = jnp.sum(jnp.square(jnp.sum(error, axis=1)), axis=-1) - jnp.sum(squares, axis=1)
+    return value + cross / (models * (models - 1)) * jnp.mean(pairs)
 
 
-def _aux_loss(d, f, keys, dead, error, limit, dtype) -> Float[Array, ""]:
-    """Asks dead latents to explain the error: squared error / error's energy about its mean."""
-    count = jnp.sum(dead, dtype=jnp.int32)
-    energy = jnp.sum(jnp.square(error - jnp.mean(error, axis=0, keepdims=True)))
+def _errors(d: Dictionary, active, read, target, prefixes, dtype) -> list[Array]:
+    """Returns the error of each nested dictionary, that of the whole one last."""
+    fixed, guess = offset(d, read, dtype=dtype), jnp.zeros_like(target)
+    ends = (*prefixes, d.W_dec.shape[0])
+    errors = []
+    for start, end in zip((0, *prefixes), ends, strict=True):
+        guess = guess + decode_rows(d.W_dec[start:end], active[..., start:end], dtype=dtype)
+        errors.append(target - (guess + fixed))
+    return errors
 
-    def revive():
-        fixed = lax.stop_gradient(jnp.where(dead, keys, 0.0))
-        n = jnp.minimum(count, limit)
-        keep = lax.cond(count <= limit, lambda: fixed > 0, lambda: _top_rows(fixed, n))
-        guess = decode(d, jnp.where(keep, _per_model(d, f), 0.0), bias=False, dtype=dtype)
-        missed = jnp.sum(jnp.square(error - guess))
-        return jnp.where(energy > 0, missed / jnp.where(energy > 0, energy, 1.0), 0.0)
 
-    return lax.cond(count > 0, revive, lambda: jnp.zeros(()))
+def _held(d: Dictionary) -> Dictionary:
+    """Returns the dictionary with its decoder, biases and skip as constants of differentiation."""
+    return dataclasses.replace(
+        d, **{name: lax.stop_gradient(getattr(d, name)) for name in ("W_dec", "b_dec", "W_skip")}
+    )
+
+
+def _revive(d, codes: Codes, error, fired, norms, idle, config, dtype) -> tuple[Array, float]:
+    """Returns the term that revives dead latents, and its weight."""
+    if config.activation == "jumprelu" and config.pre_penalty:
+        return below_threshold(codes, d.threshold, norms), config.pre_penalty
+    if config.penalised or config.aux == 0:
+        return jnp.zeros(()), 0.0
+    dead = ~fired & (idle + len(error) >= config.dead_after)
+    limit = config.aux_k or max(error.shape[-1] // 2, 1)
+    return aux_k(d, codes, dead, lax.stop_gradient(error), limit=limit, dtype=dtype), config.aux

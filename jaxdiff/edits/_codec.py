@@ -154,7 +154,8 @@ def _decode_object(name: Any, fields: Any, arrays: Mapping[str, np.ndarray], use
             raise _Refused(f"{field} of {name} cannot be {value!r}")
     if kind is Dictionary:
         # Its functions take device arrays only; leaves of other classes may stay on the host.
-        values |= {field: jnp.asarray(values[field]) for field in LEAVES if field in values}
+        arrays = {n: values[n] for n in LEAVES if values.get(n) is not None}
+        values |= {field: jnp.asarray(array) for field, array in arrays.items()}
     return kind(**values)
 
 
@@ -167,6 +168,9 @@ def _fits(value: Any, hint: Any) -> bool:
     """Returns whether a static field can have this value: a plain one, of its annotation."""
     if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union:
         return any(_fits(value, each) for each in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        each = typing.get_args(hint)[0]
+        return type(value) is tuple and all(_fits(part, each) for part in value)
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
     allowed = (int, float) if hint is float else (NoneType if hint is None else hint,)

@@ -38,7 +38,7 @@ class Latents:
         """Returns the values of the latents, `[..., K]` in float32."""
         dictionary = self.dictionary
         # A latent's value depends on the others only where they compete.
-        alone = dictionary.activation != "topk"
+        alone = dictionary.activation not in ("topk", "group_max")
         if self.latents is not None and alone:
             dictionary = select(dictionary, self.latents)
         f = encode(dictionary, _sources(dictionary, self.normalization, value, at))

@@ -12,13 +12,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.activations.normalization import Normalization
+from jaxdiff.dictionaries.decoding import decode
 from jaxdiff.dictionaries.dictionary import (
     Dictionary,
     code_norms,
-    decode,
     encode,
     pre_activations,
     ranking_keys,
+    read_by,
+    written_by,
 )
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.mesh import to_host
@@ -150,7 +152,8 @@ def _fold(d, validation, normalization, function, pivots, combine) -> np.ndarray
 
 def _keys(d, normalization, x, mask) -> Float[Array, "R G L"]:
     """Returns the ranking keys, for each model if decoupled, and 0 in masked rows."""
-    f = jax.nn.relu(pre_activations(d, normalization.apply(x.astype(jnp.float32))))
+    x = read_by(d, normalization.apply(x.astype(jnp.float32)))
+    f = jax.nn.relu(pre_activations(d, x))
     keys = ranking_keys(f, code_norms(d))
     keys = keys[:, None, :] if keys.ndim == 2 else keys
     # The bits of -0.0 would be the smallest integer, those of NaN the largest.
@@ -190,9 +193,10 @@ def _gap(
 @jax.jit
 def _measure(d, normalization, x, mask) -> dict[str, Array]:
     x = jnp.where(mask[:, None, None], normalization.apply(x.astype(jnp.float32)), 0.0)
-    f = encode(d, x)
+    read, x = read_by(d, x), written_by(d, x)
+    f = encode(d, read)
     active = (f > 0) & mask.reshape(-1, *(1,) * (f.ndim - 1))
-    error = jnp.where(mask[:, None, None], x - decode(d, f), 0.0)
+    error = jnp.where(mask[:, None, None], x - decode(d, f, read), 0.0)
     models = f.shape[1] if f.ndim == 3 else 1
     return {
         "rows": jnp.sum(mask, dtype=jnp.int32),

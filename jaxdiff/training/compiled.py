@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxdiff.activations.normalization import Normalization
 from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.dictionaries.constraints import constrain
 from jaxdiff.dictionaries.dictionary import Dictionary
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.mesh import DATA, LATENT, data_parts, sharding
@@ -26,6 +27,9 @@ from jaxdiff.types import HostOrDevice
 _DENSE = {"W_enc": (None, None, LATENT), "b_enc": (LATENT,), "W_dec": (LATENT,), "idle": (LATENT,)}
 # In the sparse step each device sees the whole batch and has latents of its own.
 _SPARSE = dict.fromkeys(("W_enc", "b_enc", "W_dec", "last", "idle"), ((DATA, LATENT),))
+
+# Settings of the dictionary that the sparse step does not know, unless they are left alone.
+_DENSE_ONLY = ("prefixes", "tied", "shared", "dedicated", "reads", "writes", "skip")
 
 State = TrainState | RowState
 Step = Callable[[State, Array, Normalization], tuple[State, Info]]
@@ -42,12 +46,15 @@ def is_sparse(config: DictionaryConfig, train: TrainConfig) -> bool:
         "dictionary.code_norm": (config.code_norm, config.code_norm != "decoupled"),
         "train.beta1": (train.beta1, train.beta1 == 0),
     }
+    for name in _DENSE_ONLY:
+        value = getattr(config, name)
+        wanted[f"dictionary.{name}"] = (value, value == type(config).model_fields[name].default)
     wrong = [f"{name} = {value}" for name, (value, fits) in wanted.items() if not fits]
     if wrong and train.step == "sparse":
         raise JaxdiffError(
             f"the sparse step cannot be taken with {', '.join(wrong)}",
             where="train.step",
-            fix="it needs batch_topk, a code norm that is not decoupled and beta1 = 0; "
+            fix="it needs a plain batch_topk, a code norm that is not decoupled and beta1 = 0; "
             "or let train.step be auto",
         )
     return train.step != "dense" and not wrong
@@ -159,7 +166,7 @@ def trained(
 ) -> Dictionary:
     """Returns the dictionary that a state holds, its latents split over the axis `latent`."""
     if isinstance(state, TrainState):
-        return state.params
+        return constrain(state.params, config)
     start = functools.partial(to_dictionary, config=config, shape=shape)
     shardings = state_shardings(jax.eval_shape(start, state.tables), mesh)
     return jax.jit(start, out_shardings=shardings)(state.tables)

@@ -55,7 +55,8 @@ def sparse_step(
     codes = _encode(scores, state, jnp.round(k * x.shape[0]), _slots(config, x.shape[0]))
     guess = scores.total(weighted_gather(tables.W_dec.params, *codes.by_row))
     error = x - (guess + tables.b_dec.params).reshape(x.shape)
-    objective = functools.partial(reconstruction_loss, squared=config.loss == "mse")
+    squared, cross = config.loss == "mse", config.cross
+    objective = functools.partial(reconstruction_loss, squared=squared, cross=cross)
     reconstruction, pulled = jax.value_and_grad(objective)(error)
     gradient = _gradient(tables, codes, rows, -pulled.reshape(rows.shape))
 

@@ -40,6 +40,14 @@ def init_l1(config: DictionaryConfig) -> L1State:
     return L1State(weight, jnp.log(jnp.float32(config.latents / 2)))
 
 
+def l1_weight(config: DictionaryConfig, state: L1State, step: Int[Array, ""]) -> Float[Array, ""]:
+    """Returns the weight of the sparsity penalty at a step, counted from 0."""
+    weight = jnp.exp(state.log_weight)
+    if config.l1_warmup == 0:
+        return weight
+    return weight * jnp.minimum(step.astype(jnp.float32) / config.l1_warmup, 1.0)
+
+
 def update_l1(
     state: L1State,
     l0: Float[Array, ""],

@@ -8,7 +8,9 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
-from jaxdiff.dictionaries.dictionary import Dictionary, init
+from jaxdiff.dictionaries.constraints import release
+from jaxdiff.dictionaries.dictionary import Dictionary, written_by
+from jaxdiff.dictionaries.initial import init
 from jaxdiff.training.median import geometric_median
 from jaxdiff.training.sparsity import L1State, init_l1
 
@@ -17,7 +19,7 @@ class TrainState(NamedTuple):
     """State of training; all of it is in a checkpoint.
 
     Attributes:
-        params: The dictionary.
+        params: The dictionary, as `dictionaries.constraints.release` has it.
         optimizer: Adam's moments and counts.
         step: Steps done [steps].
         idle: Tokens since each latent was last active [tokens].
@@ -48,10 +50,11 @@ def init_state(
     key: PRNGKeyArray,
 ) -> TrainState:
     """Returns the state at step 0; the first (normalised) batch gives the decoder bias."""
-    _, models, width = x.shape
-    params = init(config, (models, width), key=key)
+    _, sources, width = x.shape
+    d = init(config, (sources, width), key=key)
     if config.median_bias:
-        params = dataclasses.replace(params, b_dec=geometric_median(x))
+        d = dataclasses.replace(d, b_dec=geometric_median(written_by(d, x)))
+    params = release(d, config)
     return TrainState(
         params=params,
         optimizer=make_optimizer(config, train).init(cast(Any, params)),

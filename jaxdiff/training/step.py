@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.descent import updated
 from jaxdiff.dictionaries.loss import Parts, loss
-from jaxdiff.training.sparsity import annealed_k, update_l1
+from jaxdiff.training.sparsity import annealed_k, l1_weight, update_l1
 from jaxdiff.training.state import TrainState, make_optimizer
 
 # Idle counters stop here, far above any dead window, instead of overflowing.
@@ -59,7 +59,7 @@ def train_step(
 ) -> tuple[TrainState, Info]:
     """Does one optimizer step on a normalised batch."""
     k = annealed_k(config, state.step)
-    l1 = jnp.exp(state.l1.log_weight)
+    l1 = l1_weight(config, state.l1, state.step)
     dtype = jnp.dtype(train.dtype)
     objective = jax.value_and_grad(loss, has_aux=True)
     (_, parts), gradient = objective(

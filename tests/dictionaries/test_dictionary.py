@@ -16,7 +16,6 @@ from jaxdiff.dictionaries import (
     fold,
     init,
     loss,
-    train_codes,
 )
 from jaxdiff.dictionaries import decode as plain_decode
 from jaxdiff.dictionaries import encode as plain_encode
@@ -207,8 +206,3 @@ def test_bfloat16_products_are_summed_in_float32():
     low = decode(d, f, dtype=jnp.bfloat16)
     assert low.dtype == jnp.float32
     assert 0 < float(jnp.abs(low - decode(d, f)).max()) < 0.1
-
-
-def test_jumprelu_is_not_trained():
-    with pytest.raises(ValueError, match="cannot be trained"):
-        train_codes(random_dictionary("jumprelu"), rows(), k=jnp.float32(3))

@@ -6,7 +6,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.dictionaries.dictionary import Activation, CodeNorm, Dictionary, code_norms, fold
+from jaxdiff.dictionaries.dictionary import Activation, CodeNorm, Dictionary, code_norms
+from jaxdiff.dictionaries.folding import fold
 from jaxdiff.dictionaries.formats._format import Imported, unsupported
 from jaxdiff.dictionaries.normalization import Normalization
 from jaxdiff.errors import JaxdiffError
