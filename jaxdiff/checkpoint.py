@@ -10,6 +10,7 @@ import jax
 from jaxtyping import PyTree
 
 from jaxdiff.errors import JaxdiffError
+from jaxdiff.mesh import barrier
 from jaxdiff.progress import log
 
 _SIZES = "sizes.json"
@@ -66,6 +67,7 @@ def restore(folder: Path, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | 
     """
     if jax.process_index() == 0:
         _clean(folder)
+    barrier(f"clean {folder}")  # All look for checkpoints in the same files.
     faults = []
     for step in reversed(_steps(folder)):
         path = folder.absolute() / f"{step:09d}"

@@ -26,6 +26,11 @@ _ESTIMATE = (
     "not here. --topology CHIP:SHAPE names it (v5p:4x4x4, h100:8); --width D stands in for models "
     "whose config cannot be read; --json FILE keeps all numbers"
 )
+_SEVERAL = (
+    ". On several hosts, start it on each, with --distributed where JAX finds the others by itself "
+    "(TPU pods, Slurm, Kubernetes, MPI), else with --coordinator HOST:PORT --processes N "
+    "--process I; they share the run's folder"
+)
 _NO_NULL = "--no-null-pair"
 
 
@@ -78,8 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     quick.set_defaults(config="quickstart")
     for name, text in _STAGES.items():
-        stage = commands.add_parser(name, help=text, add_help=False)
+        stage = commands.add_parser(name, help=text, add_help=False, allow_abbrev=False)
         stage.add_argument("config", nargs="?", default=None)
+        stage.add_argument("--distributed", action="store_true")
+        stage.add_argument("--coordinator")
+        stage.add_argument("--processes", type=int)
+        stage.add_argument("--process", type=int)
     cost = commands.add_parser(
         "estimate",
         help="say what a run needs on hardware that is not here: memory, time, traffic",
@@ -137,8 +146,12 @@ def _dictionary_parser(commands: Any) -> None:
 
 def _stage(known: argparse.Namespace, rest: list[str]) -> int:
     about = _STAGES.get(known.command, "the whole pipeline on a pair with known truth")
+    if known.command != "quickstart":
+        about += _SEVERAL
     settings = _settings(known, rest, about)
     _quiet()
+    if known.command != "quickstart":
+        _join(known)
     from jaxdiff import pipeline
 
     name = "run" if known.command == "quickstart" else known.command
@@ -146,6 +159,36 @@ def _stage(known: argparse.Namespace, rest: list[str]) -> int:
     if name in ("run", "report"):
         pipeline.summarize(settings, result)
     return 0
+
+
+def _join(known: argparse.Namespace) -> None:
+    """Makes this process one of several, before JAX looks for devices."""
+    given = {name: getattr(known, name) for name in ("coordinator", "processes", "process")}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if not known.distributed and len(missing) == 3:
+        return
+    if 0 < len(missing) < 3:
+        raise JaxdiffError(
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            where="--distributed",
+            fix="give --coordinator HOST:PORT --processes N --process I (from 0) to all processes, "
+            "or --distributed alone on a cluster that JAX knows (TPU pods, Slurm, Kubernetes, MPI)",
+        )
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            coordinator_address=known.coordinator,
+            num_processes=known.processes,
+            process_id=known.process,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise JaxdiffError(
+            f"this process cannot join the others: {str(error).splitlines()[0]}",
+            where="--distributed",
+            fix="check that the coordinator can be reached, or give --coordinator HOST:PORT "
+            "--processes N --process I",
+        ) from None
 
 
 def _settings(known: argparse.Namespace, rest: list[str], about: str) -> RunConfig:

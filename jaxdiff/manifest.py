@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from jaxdiff.errors import JaxdiffError
+from jaxdiff.mesh import barrier
 from jaxdiff.progress import log
 
 FILE = "manifest.json"
@@ -161,19 +161,19 @@ def stage(
     if folder.exists() and any(folder.iterdir()):
         log(f"{folder} holds a result of other settings or inputs; the new one will replace it")
     work = folder.with_name(f"{folder.name}.partial-{mark}")
-    _barrier(f"enter {work}")
+    barrier(f"enter {work}")
     started = time.monotonic()
     try:
         work.mkdir(parents=True, exist_ok=True)
         yield work
-        _barrier(f"leave {work}")
+        barrier(f"leave {work}")
         if jax.process_index() == 0:
             seconds = round(time.monotonic() - started, 3)
             _write(work, name, mark, config, inputs, seed, seconds)
             _replace(folder, work)
     except OSError as error:
         raise _explain(error, work) from error
-    _barrier(f"done {work}")
+    barrier(f"done {work}")
 
 
 def expect(folder: Path, mark: str) -> Manifest:
@@ -214,11 +214,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _replace(folder: Path, work: Path) -> None:

@@ -76,3 +76,9 @@ def to_host(tree: Any) -> Any:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(fetch, tree)
+
+
+def barrier(name: str) -> None:
+    """Returns when all processes have called it."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

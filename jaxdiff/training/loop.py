@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff import checkpoint
+from jaxdiff.activations._devices import merge_states
 from jaxdiff.activations.normalization import Normalization
 from jaxdiff.activations.source import ActivationSource
 from jaxdiff.config import DictionaryConfig, TrainConfig
@@ -19,7 +20,7 @@ from jaxdiff.dictionaries import files
 from jaxdiff.dictionaries.dictionary import Dictionary
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.manifest import write_atomically
-from jaxdiff.mesh import make_mesh, sharding
+from jaxdiff.mesh import barrier, make_mesh, sharding, to_host
 from jaxdiff.progress import log, progress
 from jaxdiff.training import history
 from jaxdiff.training.break_even import faster_step
@@ -115,6 +116,7 @@ def train(
     )
     _write_result(folder, result, settings)
     checkpoint.remove(folder / "checkpoints")
+    barrier(f"finished {folder}")
     return result
 
 
@@ -170,7 +172,7 @@ def _run(
                     waiting = None
                 elif not math.isfinite(info.loss):
                     raise _diverged(done, folder)
-                kept = {"settings": own, "source": batches.get_state()}
+                kept = {"settings": own, "source": merge_states(batches.get_state())}
                 checkpoint.save(folder / "checkpoints", done, state, kept)
             advance(1, _note(lines))
     assert state is not None
@@ -237,10 +239,11 @@ def _check_settings(found: Any, own: dict[str, Any], folder: Path) -> None:
 
 
 def _write_result(folder: Path, result: TrainResult, settings: dict[str, Any]) -> None:
+    dictionary = to_host(result.dictionary)
     if jax.process_index() != 0:
         return
     files.save(
-        result.dictionary,
+        dictionary,
         folder,
         normalization={
             "mean": jax.device_get(result.normalization.mean).tolist(),
