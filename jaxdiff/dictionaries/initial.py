@@ -7,6 +7,7 @@ from jaxtyping import Array, PRNGKeyArray
 from jaxdiff.config import DictionaryConfig
 from jaxdiff.dictionaries.constraints import constrain, release
 from jaxdiff.dictionaries.dictionary import Dictionary
+from jaxdiff.errors import JaxdiffError
 
 
 def init(config: DictionaryConfig, shape: tuple[int, int], *, key: PRNGKeyArray) -> Dictionary:
@@ -23,7 +24,11 @@ def init(config: DictionaryConfig, shape: tuple[int, int], *, key: PRNGKeyArray)
 
     Returns:
         A dictionary whose threshold is that of `config` for jumprelu and 0 otherwise.
+
+    Raises:
+        JaxdiffError: If the settings are for other sources.
     """
+    _check(config, shape[0])
     everything = tuple(range(shape[0]))
     reads, writes = config.reads or everything, config.writes or everything
     W_dec = _rows(config, (len(writes), shape[1]), key)
@@ -46,6 +51,24 @@ def init(config: DictionaryConfig, shape: tuple[int, int], *, key: PRNGKeyArray)
         writes=config.writes,
     )
     return constrain(release(d, config), config)
+
+
+def _check(config: DictionaryConfig, sources: int) -> None:
+    written = len(config.writes or range(sources))
+    problems = {
+        "reads": max(config.reads or (0,)) >= sources,
+        "writes": max(config.writes or (0,)) >= sources,
+        "dedicated": config.dedicated and len(config.dedicated) != written,
+        "shared": config.shared and written < 2,
+        "cross": config.cross and written < 2,
+    }
+    for name in (name for name, wrong in problems.items() if wrong):
+        raise JaxdiffError(
+            f"{name} = {getattr(config, name)} does not fit activations of {sources} sources",
+            where=f"dictionary.{name}",
+            fix="sources count from 0; dedicated has a number for each, shared and cross need "
+            "two or more",
+        )
 
 
 def _rows(config: DictionaryConfig, shape: tuple[int, int], key: PRNGKeyArray) -> Array:

@@ -35,7 +35,7 @@ def loss_of(config, d, x, *, l1=0.1, idle=0):
         x,
         k=jnp.float32(config.k),
         l1=jnp.float32(l1),
-        idle=jnp.full(LATENTS, idle, jnp.int32),
+        idle=jnp.full(config.latents, idle, jnp.int32),
     )
     return parts, gradient
 

@@ -1,4 +1,4 @@
-"""JumpReLU: loss and straight-through gradients against torch in float64, written from the paper."""
+"""JumpReLU: loss and straight-through gradients against torch in float64, from the paper."""
 
 import jax
 import jax.numpy as jnp
