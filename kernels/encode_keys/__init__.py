@@ -31,7 +31,7 @@ def encode_keys(
         b: Encoder bias, float32.
         norms: Code norms, float32, 0 or more.
         pivots: Bit patterns of keys, 0 or more, as in `reaching`.
-        implementation: `xla`, `pallas_tpu`, or None for the platform's.
+        implementation: `xla`, `pallas_tpu`, `pallas_gpu`, or None for the platform's.
 
     Returns:
         The keys, float32, and a count for each pivot.
@@ -39,9 +39,9 @@ def encode_keys(
     Raises:
         ValueError: If there is no implementation of that name.
     """
-    from . import tpu
+    from . import gpu, tpu
 
-    known = {"xla": xla.encode_keys, "pallas_tpu": tpu.encode_keys}
+    known = {"xla": xla.encode_keys, "pallas_tpu": tpu.encode_keys, "pallas_gpu": gpu.encode_keys}
     return dispatch(known, implementation, x, W, b, norms, pivots)
 
 

@@ -22,7 +22,7 @@ def reaching(
     Args:
         keys: Keys, fewer than 2^31.
         pivots: Bit patterns, 0 or more.
-        implementation: `xla`, `pallas_tpu`, or None for the platform's.
+        implementation: `xla`, `pallas_tpu`, `pallas_gpu`, or None for the platform's.
 
     Returns:
         A count for each pivot.
@@ -30,7 +30,7 @@ def reaching(
     Raises:
         ValueError: If there is no implementation of that name.
     """
-    from . import tpu
+    from . import gpu, tpu
 
-    known = {"xla": xla.reaching, "pallas_tpu": tpu.reaching}
+    known = {"xla": xla.reaching, "pallas_tpu": tpu.reaching, "pallas_gpu": gpu.reaching}
     return dispatch(known, implementation, keys, pivots)

@@ -38,7 +38,7 @@ def row_adam(
         step: Number of this step, from 1 [steps].
         rate: Learning rate.
         scale: Factor of the gradient, below 1 where it is clipped.
-        implementation: `xla`, `pallas_tpu`, or None for the platform's.
+        implementation: `xla`, `pallas_tpu`, `pallas_gpu`, or None for the platform's.
 
     Returns:
         The tables after the step.
@@ -46,7 +46,7 @@ def row_adam(
     Raises:
         ValueError: If there is no implementation of that name.
     """
-    from . import tpu
+    from . import gpu, tpu
 
     def named(function):
         def call(*operands):
@@ -55,7 +55,11 @@ def row_adam(
 
         return call
 
-    known = {"xla": named(xla.row_adam), "pallas_tpu": named(tpu.row_adam)}
+    known = {
+        "xla": named(xla.row_adam),
+        "pallas_tpu": named(tpu.row_adam),
+        "pallas_gpu": named(gpu.row_adam),
+    }
     operands = tables, last, sources, indices, weights, offsets, step, rate, scale
     return dispatch(known, implementation, *operands)
 
@@ -70,7 +74,7 @@ def row_squares(
 ) -> Float[Array, ""]:
     """Returns the squared norm of the gradient of all rows of all tables, without holding it.
 
-    Arguments are those of `row_adam`.
+    Arguments are those of `row_adam`; there is no kernel for GPUs.
     """
     from . import squares_tpu
 

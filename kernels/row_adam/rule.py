@@ -5,13 +5,17 @@ every step. Multiplying by beta2^(steps since) when the row is next touched is t
 so rows that nothing selected are neither read nor written.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int32
 
 BETA2, EPSILON = 0.999, 1e-8
+# Of the float32 that is multiplied with, so that powers of it come out as products do.
+_LOG_BETA2 = float(np.log(np.float32(BETA2)))
 
 
 def adam(
@@ -22,6 +26,7 @@ def adam(
     since: Int32[Array, "*t"],
     step: Int32[Array, "*u"],
     rate: Float[Array, ""],
+    sqrt: Callable[[Array], Array] = jnp.sqrt,
 ) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
     """Returns values and second moments (float32) after a step.
 
@@ -32,11 +37,12 @@ def adam(
         since: Steps since then, this one included [steps]; of a shape that broadcasts.
         step: Number of this step, from 1 [steps].
         rate: Learning rate.
+        sqrt: The square root, where a compiler wants another one.
     """
-    decay = jnp.exp(since.astype(jnp.float32) * jnp.log(jnp.float32(BETA2)))
+    decay = jnp.exp(since.astype(jnp.float32) * _LOG_BETA2)
     moment = moment.astype(jnp.float32) * decay + (1 - BETA2) * jnp.square(gradient)
-    unbiased = moment / (1 - jnp.exp(step.astype(jnp.float32) * jnp.log(jnp.float32(BETA2))))
-    return value - rate * gradient / (jnp.sqrt(unbiased) + EPSILON), moment
+    unbiased = moment / (1 - jnp.exp(step.astype(jnp.float32) * _LOG_BETA2))
+    return value - rate * gradient / (sqrt(unbiased) + EPSILON), moment
 
 
 class Table(NamedTuple):

@@ -24,14 +24,14 @@ def weighted_gather(
     """Returns the weighted sum of each group's rows, in float32.
 
     out[g] = sum of weights[i] * source[indices[i]] over offsets[g] <= i < offsets[g + 1], added up
-    in the order of the list on TPUs and in a fixed tree on CPUs: the same bits in every run.
+    in the order of the list on TPUs and GPUs, in a fixed tree on CPUs: the same bits in every run.
 
     Args:
         source: Rows.
         indices: Row of each entry, in range also where no group holds the entry.
         weights: Weight of each entry.
         offsets: Where each of G groups starts, and where the last one ends, [G + 1].
-        implementation: `xla`, `pallas_tpu`, or None for the platform's.
+        implementation: `xla`, `pallas_tpu`, `pallas_gpu`, or None for the platform's.
 
     Returns:
         A row for each group; 0 for a group without entries.
@@ -43,9 +43,13 @@ def weighted_gather(
 
 
 def _weighted_gather(implementation: Implementation | None, *operands):
-    from . import tpu
+    from . import gpu, tpu
 
-    known = {"xla": xla.weighted_gather, "pallas_tpu": tpu.weighted_gather}
+    known = {
+        "xla": xla.weighted_gather,
+        "pallas_tpu": tpu.weighted_gather,
+        "pallas_gpu": gpu.weighted_gather,
+    }
     return dispatch(known, implementation, *operands)
 
 

@@ -1,0 +1,104 @@
+"""The row-sparse Adam step as a Mosaic GPU kernel: gradients of rows are never written down.
+
+A block updates one row where it is, piece by piece; rows that nothing selected are not read.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int32
+
+from .. import listed_rows_gpu as lists
+from . import xla
+from .rule import Table, adam
+
+
+def row_adam(
+    tables: tuple[Table, ...],
+    last: Int32[Array, " L"],
+    sources: tuple[Float[Array, "S _"], ...],
+    indices: Int32[Array, " n"],
+    weights: tuple[Float[Array, " n"], ...],
+    offsets: Int32[Array, " _"],
+    *,
+    step: Int32[Array, ""],
+    rate: Float[Array, ""],
+    scale: Float[Array, ""],
+    interpret: Any = None,
+) -> tuple[Table, ...]:
+    """Updates the rows that have slots; see `jaxdiff.kernels.row_adam`.
+
+    Tables of which a part of a row is no multiple of 128 wide are left to XLA.
+    """
+    how = {"step": step, "rate": rate, "scale": scale}
+    moved = []
+    for table, source, some in zip(tables, sources, weights, strict=True):
+        parts = 1 if table.squares is None else table.squares.shape[1]
+        if source.shape[1] % (parts * lists.THREADS):
+            moved += xla.row_adam((table,), last, (source,), indices, (some,), offsets, **how)
+        else:
+            listed = source, indices, some.astype(jnp.float32), offsets
+            moved.append(_update(table, step - last, listed, how, interpret=interpret))
+    return tuple(moved)
+
+
+# References to a memory exist in a compiled function alone.
+@functools.partial(jax.jit, static_argnames="interpret")
+def _update(table: Table, since, listed, how, *, interpret) -> Table:
+    rows, width = table.params.shape
+    parts = 1 if table.squares is None else table.squares.shape[1]
+    piece = lists.piece(width // parts)
+    pieces = width // parts // piece
+    refs = jax.tree.map(functools.partial(jax.new_ref, memory_space=plgpu.GMEM), table)
+    step, factors = jnp.stack([how["step"]]), jnp.stack([how["rate"], how["scale"]])
+
+    def kernel(source, indices, weights, offsets, since, step, factors, *refs):
+        table, row = Table(*refs), lax.axis_index("row")
+        start, stop = offsets[row], offsets[row + 1]
+
+        def move(at, square):
+            columns = pl.ds(at * piece, piece)
+            total = lists.add_up(source, indices, weights, start, stop, columns)
+            params, moment = adam(
+                table.params[row, columns],
+                table.moment[row, columns],
+                factors[1] * total,
+                since=since[row],
+                step=step[0],
+                rate=factors[0],
+                sqrt=_sqrt,
+            )
+            table.params[row, columns] = params.astype(table.params.dtype)
+            table.moment[row, columns] = moment.astype(table.moment.dtype)
+            return square + jnp.square(params)
+
+        def part(i, _):
+            bounds = i * pieces, (i + 1) * pieces
+            square = lax.fori_loop(*bounds, move, jnp.zeros((piece,), jnp.float32))
+            if table.squares is not None:
+                table.squares[row, i] = jnp.sum(square)
+            return 0
+
+        @pl.when(stop > start)
+        def _():
+            lax.fori_loop(0, parts, part, 0)
+
+    run: Any = pl.kernel(
+        kernel,
+        out_type=(),
+        mesh=plgpu.Mesh(grid=(rows,), grid_names=("row",), kernel_name="row_adam"),
+        compiler_params=lists.PARAMS,
+        interpret=interpret,
+    )
+    run(*listed, since, step, factors, *(ref for ref in refs if ref is not None))
+    return jax.tree.map(jax.freeze, refs)
+
+
+def _sqrt(x):
+    # Mosaic GPU has the reciprocal root alone.
+    return x * lax.rsqrt(jnp.maximum(x, jnp.finfo(jnp.float32).tiny))
