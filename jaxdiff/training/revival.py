@@ -61,27 +61,41 @@ def revive(
         error: Error of the reconstruction; a constant of this term.
         config: Settings of the dictionary.
     """
-    limit = config.aux_k or max(error.shape[-1] // 2, 1)
     count = scores.total(jnp.sum(dead, dtype=jnp.int32))
-    batch = error.shape[0]
-    everyone = jnp.full(batch, LOWEST, jnp.int32), jnp.full(batch, 2**30, jnp.int32)
-    cut = lax.cond(count > limit, lambda: cut_rows(scores, dead, limit), lambda: everyone)
-    listed = jnp.argsort(~dead, stable=True).astype(jnp.int32)
-    listed = jnp.where(dead[listed], listed, dead.size)
-    listed = jnp.concatenate([listed, jnp.full(_BLOCK, dead.size, jnp.int32)])
-    rows = error.reshape(batch, -1)
-    start = Revived(jnp.zeros(()), jnp.zeros_like(rows), dead, listed, cut, scores)
+    nobody = Revived(
+        loss=jnp.zeros(()),
+        slope=jnp.zeros((error.shape[0], error.size // error.shape[0])),
+        dead=dead,
+        listed=jnp.full(dead.size + _BLOCK, dead.size, jnp.int32),
+        cut=(jnp.full(error.shape[0], LOWEST, jnp.int32), jnp.full(error.shape[0], 2**30)),
+        scores=scores,
+    )
+    parts = lax.cond(
+        count > 0,
+        lambda: _revive(nobody, W_dec, error, count, config),
+        lambda: nobody[:2] + nobody[3:5],
+    )
+    return nobody._replace(loss=parts[0], slope=parts[1], listed=parts[2], cut=parts[3])
+
+
+def _revive(start: Revived, W_dec, error, count, config: DictionaryConfig):
+    """Returns loss, slope, listed and cut."""
+    limit = config.aux_k or max(error.shape[-1] // 2, 1)
+    dead, scores = start.dead, start.scores
+    cut = lax.cond(count > limit, lambda: cut_rows(scores, dead, limit), lambda: start.cut)
+    order = jnp.argsort(~dead, stable=True).astype(jnp.int32)
+    listed = start.listed.at[: dead.size].set(jnp.where(dead[order], order, dead.size))
+    start = start._replace(listed=listed, cut=cut)
+    rows = error.reshape(start.slope.shape)
 
     def decode(total, latents, codes):
         return total + _product(codes, W_dec[latents])
 
-    guess = scores.total(_fold(start, decode, jnp.zeros_like(rows)))
+    missed = rows - scores.total(_fold(start, decode, jnp.zeros_like(rows)))
     energy = jnp.sum(jnp.square(error - jnp.mean(error, axis=0, keepdims=True)))
-    some = (count > 0) & (energy > 0)
-    part = jnp.where(some, 1.0, 0.0) / jnp.where(some, energy, 1.0)
-    missed = rows - guess
+    part = jnp.where(energy > 0, 1.0, 0.0) / jnp.where(energy > 0, energy, 1.0)
     loss = part * jnp.sum(jnp.square(missed))
-    return start._replace(loss=loss, slope=-2 * config.aux * part * missed)
+    return loss, -2 * config.aux * part * missed, listed, cut
 
 
 def squares(

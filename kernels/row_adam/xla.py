@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from ..segments import fold_segments, weighted_sum
+from ..segments import TILE, fold_segments, lay_out, weighted_sum
 from .rule import Table, update_rows
 
 
@@ -27,7 +27,8 @@ def row_adam(
             for table, gradient in zip(tables, gradients, strict=True)
         )
 
-    return fold_segments(offsets, _sums(sources, indices, weights), take, tables)
+    layout = lay_out(offsets, indices.size)
+    return fold_segments(layout, _sums(layout, sources, indices, weights), take, tables)
 
 
 def row_squares(
@@ -38,17 +39,23 @@ def row_squares(
 ) -> Float[Array, ""]:
     """Returns the squared norm of the gradient of all rows of all tables, without holding it."""
 
-    def add(total, _, gradients):
-        return total + sum(jnp.sum(jnp.square(gradient)) for gradient in gradients)
+    def add(totals, _, gradients):
+        # Element by element: a sum of all in one would be taken one number at a time.
+        pairs = zip(totals, gradients, strict=True)
+        return tuple(total.at[: len(g)].add(jnp.square(g)) for total, g in pairs)
 
-    return fold_segments(offsets, _sums(sources, indices, weights), add, jnp.zeros(()))
+    layout = lay_out(offsets, indices.size)
+    zeros = tuple(jnp.zeros((TILE, source.shape[1])) for source in sources)
+    totals = fold_segments(layout, _sums(layout, sources, indices, weights), add, zeros)
+    return sum(jnp.sum(total) for total in totals)
 
 
-def _sums(sources, indices, weights):
-    def sums(_, slots, valid):
-        rows = indices[slots]
+def _sums(layout, sources, indices, weights):
+    rows, weights = layout.place(indices), [layout.place(some) for some in weights]
+
+    def sums(cut):
         return tuple(
-            weighted_sum(source, rows, jnp.where(valid, some[slots], 0.0))
+            weighted_sum(source, cut(rows), cut(some))
             for source, some in zip(sources, weights, strict=True)
         )
 

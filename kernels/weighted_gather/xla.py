@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from ..segments import fold_segments, weighted_sum
+from ..segments import fold_segments, lay_out, weighted_sum
 
 
 def weighted_gather(
@@ -13,12 +13,14 @@ def weighted_gather(
     offsets: Int32[Array, " _"],
 ) -> Float[Array, "G D"]:
     """Returns, for each group, the sum of its slots' weights times source rows, in float32."""
+    layout = lay_out(offsets, indices.size)
+    rows, placed = layout.place(indices), layout.place(weights)
 
-    def sums(_, slots, valid):
-        return weighted_sum(source, indices[slots], jnp.where(valid, weights[slots], 0.0))
+    def sums(cut):
+        return weighted_sum(source, cut(rows), cut(placed))
 
     def put(out, groups, rows):
         return out.at[groups].set(rows, mode="drop", unique_indices=True)
 
     out = jnp.zeros((offsets.size - 1, source.shape[1]), jnp.float32)
-    return fold_segments(offsets, sums, put, out)
+    return fold_segments(layout, sums, put, out)

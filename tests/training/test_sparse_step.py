@@ -52,14 +52,12 @@ def both(config, train, steps, seed=0):
 
 
 CASES = {
-    "plain": ({}, {}),
     "clipped": ({}, {"clip": 0.05}),
-    "not clipped": ({}, {"clip": None}),
-    "squared": ({"loss": "mse"}, {}),
-    "annealed": ({"k_start": 12.0, "k_anneal": 10}, {}),
-    "sae norm": ({"code_norm": "sae"}, {}),
-    "no norm": ({"code_norm": "none"}, {}),
-    "few dead": ({"dead_after": 300, "aux": 0.5, "aux_k": 90}, {}),
+    "annealed": (
+        {"k_start": 12.0, "k_anneal": 10, "loss": "mse", "code_norm": "sae"},
+        {"clip": None},
+    ),
+    "few dead": ({"dead_after": 300, "aux": 0.5, "aux_k": 90, "code_norm": "none"}, {}),
     "many dead": ({"dead_after": 100, "aux": 0.5, "aux_k": 3}, {}),
 }
 
@@ -84,7 +82,7 @@ def test_twelve_steps_equal_the_dense_step(case):
         assert float(infos[-1][0].aux) > 0
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 2), (4, 1), (2, 4)])
+@pytest.mark.parametrize("shape", [(1, 2), (4, 1), (2, 4)])
 def test_every_mesh_takes_the_same_step(shape):
     config = settings(dead_after=300, aux=0.5, aux_k=3)
     train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, warmup=3, beta1=0.0, step="sparse")
