@@ -238,10 +238,12 @@ class _Documents:
 
 
 def _check(dictionary: Dictionary, rows: Rows) -> None:
+    """Refuses a dictionary or activations that are not of two models."""
     latents, models, width = dictionary.W_dec.shape
-    if models != 2:
+    if models != 2 or dictionary.reads is not None or dictionary.writes is not None:
         raise JaxdiffError(
-            f"a diff needs a dictionary of two models, this one reads {models}",
+            "a diff needs a dictionary of two models at one site, this one reads "
+            f"{dictionary.W_enc.shape[0]} sources and writes {models}",
             where=f"dictionary with {latents} latents",
             fix="train it on activations of the base and the fine-tuned model",
         )

@@ -77,7 +77,8 @@ class Reconstruct:
     def __call__(self, value: Array, at: At) -> Array:
         """Returns the reconstruction of this model's activations."""
         d, space = self.dictionary, self.normalization
-        out = decode(d, encode(d, _sources(d, space, value, at)))
+        x = _sources(d, space, value, at)
+        out = decode(d, encode(d, x), x)
         out = out if space is None else jnp.asarray(space.invert(out))
         return out[:, _model(d, at)].reshape(value.shape).astype(value.dtype)
 
@@ -107,6 +108,10 @@ def _sources(
 ) -> Float[Array, "R M D"]:
     """Returns what the dictionary reads."""
     models, width = dictionary.W_enc.shape[:2]
+    if dictionary.reads != dictionary.writes:
+        raise TypeError(
+            "a transcoder writes another site than the one that an edit reads and writes"
+        )
     everyone = (value,) if models == 1 else (*at.others, value)
     sources = [source for source in everyone if source is not None]
     if len(sources) != models or value.shape[-1] != width:

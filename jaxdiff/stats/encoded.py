@@ -66,7 +66,7 @@ def encode(
     x = jnp.where(keep, (raw - mean[None]) * scale[None, :, None], jnp.float32(0))
     f = dictionaries.encode(dictionary, x).astype(jnp.float32)
     f = jnp.where(mask.reshape(-1, *(1,) * (f.ndim - 1)), f, jnp.float32(0))
-    reconstruction = dictionaries.decode(dictionary, f).astype(jnp.float32)
+    reconstruction = dictionaries.decode(dictionary, f, x).astype(jnp.float32)
     norms = dictionaries.code_norms(dictionary)  # [L], or [L, M] when decoupled
     v = f * norms[None] if f.ndim == 2 else (f * norms.T[None]).max(axis=1)
     return Encoded(

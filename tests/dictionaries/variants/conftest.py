@@ -1,6 +1,8 @@
 """A random dictionary as training has it, and its loss, for the tests of variants."""
 
 import functools
+import importlib.util
+import pathlib
 from types import SimpleNamespace
 
 import jax
@@ -60,3 +62,13 @@ def variant():
     return SimpleNamespace(
         problem=problem, loss_of=loss_of, float64=float64, close=close, latents=LATENTS
     )
+
+
+@pytest.fixture(scope="session")
+def memory():
+    """The module of the tests of training with an in-memory source."""
+    path = pathlib.Path(__file__).parents[2] / "training" / "memory_source.py"
+    spec = importlib.util.spec_from_file_location("memory_source", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
