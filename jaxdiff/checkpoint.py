@@ -1,8 +1,10 @@
 """Checkpoints of long work: arrays and a JSON record, committed together. Alone imports Orbax."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +18,99 @@ from jaxdiff.progress import log
 _SIZES = "sizes.json"
 
 
-def save(folder: Path, step: int, state: PyTree, record: dict[str, Any], *, keep: int = 2) -> None:
-    """Writes a checkpoint, then removes all but the newest ones.
+class Writer:
+    """Writes checkpoints of one run while the run goes on.
 
-    A checkpoint becomes visible in one rename, after all of it is on disk. Every process of a run
-    must call this, with the same folder on storage that they share.
+    A checkpoint becomes visible in one rename, after all of it is on disk; those that need not
+    stay are removed after that. Every process of a run must make the same calls, with the same
+    folder on storage that they share. Close it, or the last checkpoint is lost.
 
     Args:
         folder: Folder of all checkpoints of this run.
-        step: Steps done; names the checkpoint and orders it [steps].
-        state: Arrays, on any mesh.
-        record: What else is needed to go on; must survive JSON.
-        keep: Checkpoints that stay [checkpoints].
-
-    Raises:
-        JaxdiffError: If it cannot be written.
+        keep_last: Newest checkpoints that stay [checkpoints].
+        keep_every: Those of steps that are multiples of this stay too [steps]; None: no others.
     """
-    from orbax.checkpoint import v1 as ocp
 
-    path = folder.absolute() / f"{step:09d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        ocp.save(str(path), _named(state), custom_metadata={"record": record}, overwrite=True)
-    except (OSError, ValueError) as error:
-        free = shutil.disk_usage(folder).free
-        raise JaxdiffError(
-            f"the checkpoint cannot be written: {error} ({free / 2**30:.1f} GiB free)",
-            where=path,
-            fix="free some space and run again; earlier checkpoints are kept",
-        ) from error
-    if jax.process_index() == 0:
-        _write_sizes(path)
-        for old in _steps(folder)[:-keep]:
-            _remove(folder / f"{old:09d}")
+    def __init__(self, folder: Path, *, keep_last: int = 2, keep_every: int | None = None):
+        self._folder = folder
+        self._keep = keep_last, keep_every
+        self._under_way: tuple[int, Any] | None = None
+
+    def save(self, step: int, state: PyTree, record: dict[str, Any]) -> None:
+        """Copies the state and starts writing it, once the last checkpoint is complete.
+
+        Args:
+            step: Steps done; names the checkpoint and orders it [steps].
+            state: Arrays, on any mesh; they may be donated when this returns.
+            record: What else is needed to go on; must survive JSON.
+
+        Raises:
+            JaxdiffError: If this one or the last one cannot be written.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self.wait()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = str(_path(self._folder, step))
+        with self._explained(step):
+            response = ocp.save_async(
+                path, _named(state), custom_metadata={"record": record}, overwrite=True
+            )
+        self._under_way = step, response
+
+    def wait(self) -> None:
+        """Returns when the checkpoint that is being written, if any, is complete.
+
+        Raises:
+            JaxdiffError: If it cannot be written.
+        """
+        if self._under_way is None:
+            return
+        (step, response), self._under_way = self._under_way, None
+        with self._explained(step):
+            response.result()
+        if jax.process_index() == 0:
+            _write_sizes(_path(self._folder, step))
+            last, every = self._keep
+            for old in _steps(self._folder)[:-last]:
+                if not _stays(old, every):
+                    _remove(_path(self._folder, old))
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self.wait()
+        except JaxdiffError as failed:
+            if error is None:
+                raise
+            log(str(failed))  # The error that ended the run is the one to raise.
+
+    @contextlib.contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            free = shutil.disk_usage(self._folder).free
+            raise JaxdiffError(
+                f"the checkpoint cannot be written: {error} ({free / 2**30:.1f} GiB free)",
+                where=_path(self._folder, step),
+                fix="free some space and run again; earlier checkpoints are kept",
+            ) from error
 
 
-def restore(folder: Path, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+def restore(
+    folder: Path, like: Callable[[dict[str, Any]], PyTree], step: int | None = None
+) -> tuple[int, PyTree, dict[str, Any]] | None:
     """Reads the newest checkpoint that is whole.
 
     Args:
-        folder: Folder given to `save`.
-        like: Tree of the same structure, of arrays or `jax.ShapeDtypeStruct`; its shardings say
-            where the arrays go, so that another mesh may go on.
+        folder: Folder given to `Writer`.
+        like: Makes from a record a tree of the structure that was saved, of arrays or
+            `jax.ShapeDtypeStruct`; its shardings say where the arrays go, so that another mesh
+            may go on. A `JaxdiffError` that it raises is passed on.
+        step: Steps done at the one to read; the newest when None [steps].
 
     Returns:
         Step, state and record; None if there is no checkpoint.
@@ -69,16 +122,20 @@ def restore(folder: Path, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | 
         _clean(folder)
     barrier(f"clean {folder}")  # All look for checkpoints in the same files.
     faults = []
-    for step in reversed(_steps(folder)):
-        path = folder.absolute() / f"{step:09d}"
+    for found in reversed(_steps(folder)):
+        if step not in (None, found):
+            continue
+        path = _path(folder, found)
         try:
             state, record = _read(path, like)
+        except JaxdiffError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files.
             reason = str(error).splitlines()[0] if str(error) else ""
             faults.append(f"{path.name}: {type(error).__name__}: {reason}")
             log(f"checkpoint {path} is damaged and skipped ({faults[-1]})")
             continue
-        return step, state, record
+        return found, state, record
     if faults:
         raise JaxdiffError(
             "no checkpoint can be read: " + "; ".join(faults),
@@ -88,26 +145,32 @@ def restore(folder: Path, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | 
     return None
 
 
-def remove(folder: Path) -> None:
-    """Removes all checkpoints of a run that is complete."""
-    if jax.process_index() == 0 and folder.exists():
+def remove(folder: Path, keep_every: int | None = None) -> None:
+    """Removes the checkpoints of a run that is complete, but for multiples of `keep_every`."""
+    if jax.process_index() != 0 or not folder.exists():
+        return
+    for step in _steps(folder):
+        if not _stays(step, keep_every):
+            _remove(_path(folder, step))
+    if not _steps(folder):
         shutil.rmtree(folder)
 
 
-def _read(path: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+def _read(path: Path, like: Callable[[dict[str, Any]], PyTree]) -> tuple[PyTree, dict[str, Any]]:
     from orbax.checkpoint import v1 as ocp
 
     _check_sizes(path)
-    abstract = {
-        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
-        for name, a in _named(like).items()
-    }
-    arrays = ocp.load(str(path), abstract)
     metadata: Any = ocp.metadata(str(path)).custom_metadata
     if not isinstance(metadata, dict) or not isinstance(metadata.get("record"), dict):
         raise ValueError("its record is missing")
+    tree = like(metadata["record"])
+    abstract = {
+        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
+        for name, a in _named(tree).items()
+    }
+    arrays = ocp.load(str(path), abstract)
     leaves = [arrays[name] for name in abstract]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata["record"]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves), metadata["record"]
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
@@ -116,8 +179,16 @@ def _named(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in pairs}
 
 
+def _path(folder: Path, step: int) -> Path:
+    return folder.absolute() / f"{step:09d}"
+
+
 def _steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and p.is_dir())
+
+
+def _stays(step: int, keep_every: int | None) -> bool:
+    return keep_every is not None and step % keep_every == 0
 
 
 def _files(path: Path) -> dict[str, int]:

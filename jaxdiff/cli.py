@@ -41,7 +41,7 @@ def main(args: list[str] | None = None) -> int:
         args: Words after the program's name; those of the process when None.
 
     Returns:
-        The exit code: 0, or 2 when something given cannot be used.
+        The exit code: 0, 2 when something given cannot be used, or 143 when preempted.
     """
     words = sys.argv[1:] if args is None else args
     known, rest = _parser().parse_known_args(words)
@@ -59,7 +59,7 @@ def main(args: list[str] | None = None) -> int:
         return _stage(known, rest)
     except JaxdiffError as error:
         print(f"jaxdiff: {error}", file=sys.stderr)
-        return 2
+        return error.code
     except BrokenPipeError:
         return 0  # The reader, `head` for instance, has seen enough.
     except OSError as error:

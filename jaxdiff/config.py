@@ -160,6 +160,8 @@ class DictionaryConfig(Config):
     """Add an affine map from what is read to what is written."""
     median_bias: bool = True
     """Start the decoder bias at the geometric median of the first batch; zeros otherwise."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of the initial directions; the run's own when None."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> "DictionaryConfig":
@@ -221,10 +223,26 @@ class TrainConfig(Config):
     """Largest global norm of the gradient; None does not clip."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the matrix products; parameters and sums stay float32."""
+    bad_batch: Literal["stop", "skip"] = "stop"
+    """A batch with values that are not finite: stop, or skip the step, counted in the history."""
     checkpoint_every: int = Field(default=1000, ge=1)
     """Steps between checkpoints [steps]."""
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    """Save also when the last checkpoint is this old at a logged step [minutes]; None: never."""
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay until training is complete [checkpoints]."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints that stay for good: those at multiples of this [steps]; None keeps none."""
     log_every: int = Field(default=100, ge=1)
     """Steps between logged metrics [steps]."""
+    together: int | None = Field(default=None, ge=1)
+    """Dictionaries trained in one pass over the activations, all in memory; None: all of a pair."""
+
+
+BOOKKEEPING = frozenset(
+    ("checkpoint_every", "checkpoint_minutes", "keep_last", "keep_every", "log_every", "together")
+)
+"""Fields of `TrainConfig` that do not decide what a dictionary becomes."""
 
 
 class MeshConfig(Config):

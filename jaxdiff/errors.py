@@ -1,17 +1,20 @@
-"""The one exception that users of jaxdiff are meant to read."""
+"""What users of jaxdiff are meant to read when something ends early."""
 
 
 class JaxdiffError(Exception):
     """Something that was given cannot be used; the message is for a person.
 
-    The command line prints it without a traceback and exits with code 2. Raise it at the edge,
+    The command line prints it without a traceback and exits with its code. Raise it at the edge,
     before tracing, as `JaxdiffError(what, where=..., fix=...)`.
 
     Attributes:
+        code: Exit code of the command line.
         what: The rule that was broken and what was given instead.
         where: The file, config field or site concerned; empty when `what` says it.
         fix: What to do about it; empty when `what` says it.
     """
+
+    code = 2
 
     def __init__(self, what: str, *, where: object = "", fix: str = ""):
         self.what = what
@@ -26,3 +29,12 @@ class JaxdiffError(Exception):
         if self.fix:
             parts.append(f"  fix:   {self.fix}")
         return "\n".join(parts)
+
+
+class Preempted(JaxdiffError):
+    """The machine was asked for by someone else; what was done is saved.
+
+    The code is that of a process which SIGTERM ended: a scheduler may start the run again.
+    """
+
+    code = 143

@@ -124,7 +124,13 @@ def read(folder: Path) -> Manifest:
 
 @contextlib.contextmanager
 def stage(
-    folder: Path, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str], seed: int
+    folder: Path,
+    name: str,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    seed: int,
+    among: int = 1,
 ) -> Iterator[Path | None]:
     """Runs a stage at most once; with several processes, all of them enter it.
 
@@ -139,6 +145,7 @@ def stage(
         config: Settings that decide the result.
         inputs: Fingerprints of what the stage reads, by name.
         seed: Seed of the stage.
+        among: Stages done in the same time, this one too; each is said to have taken its share.
 
     Yields:
         The working folder, or None when there is nothing to do.
@@ -168,7 +175,7 @@ def stage(
         yield work
         barrier(f"leave {work}")
         if jax.process_index() == 0:
-            seconds = round(time.monotonic() - started, 3)
+            seconds = round((time.monotonic() - started) / among, 3)
             _write(work, name, mark, config, inputs, seed, seconds)
             _replace(folder, work)
     except OSError as error:

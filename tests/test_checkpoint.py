@@ -1,5 +1,6 @@
-"""Checkpoints: round trip over meshes, retention, damage."""
+"""Checkpoints: round trip over meshes, retention, writing beside the run, damage."""
 
+import threading
 from typing import NamedTuple
 
 import jax
@@ -24,11 +25,24 @@ def state(mesh, offset=0.0):
     )
 
 
+def write(folder, *steps, **keep):
+    """Saves states that begin with their step."""
+    with checkpoint.Writer(folder, **keep) as writer:
+        for step in steps:
+            writer.save(step, state(make_mesh(1, 1), step), {"step": step})
+
+
+def read(folder, step=None):
+    return checkpoint.restore(folder, lambda record: state(make_mesh(1, 1)), step)
+
+
 def test_round_trip_to_another_mesh(tmp_path):
     record = {"at": [1, None, {"x": "y"}], "text": "ü"}
-    checkpoint.save(tmp_path, 7, state(make_mesh(2, 4)), record)
-    like = state(make_mesh(1, 8))
-    step, found, kept = checkpoint.restore(tmp_path, like)
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.save(7, state(make_mesh(2, 4)), record)
+    like, seen = state(make_mesh(1, 8)), []
+    step, found, kept = checkpoint.restore(tmp_path, lambda record: seen.append(record) or like)
+    assert seen == [record]
     assert (step, kept) == (7, record)
     assert found.a.sharding == like.a.sharding
     jax.tree.map(np.testing.assert_array_equal, found, like)
@@ -36,21 +50,84 @@ def test_round_trip_to_another_mesh(tmp_path):
 
 
 def test_only_the_newest_stay(tmp_path):
-    mesh = make_mesh(1, 1)
-    assert checkpoint.restore(tmp_path, state(mesh)) is None
-    for step in (5, 10, 100):
-        checkpoint.save(tmp_path, step, state(mesh, step), {})
+    assert read(tmp_path) is None
+    write(tmp_path, 5, 10, 100)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000000010", "000000100"]
-    assert float(checkpoint.restore(tmp_path, state(mesh))[1].a[0]) == 100
+    assert float(read(tmp_path)[1].a[0]) == 100
     checkpoint.remove(tmp_path)
     assert not tmp_path.exists()
 
 
+def test_some_stay_for_good(tmp_path):
+    write(tmp_path, 5, 10, 15, 20, 25, 30, keep_last=1, keep_every=10)
+    assert [int(p.name) for p in sorted(tmp_path.iterdir())] == [10, 20, 30]
+    assert float(read(tmp_path, step=20)[1].a[0]) == 20
+    assert read(tmp_path, step=15) is None
+    write(tmp_path, 33, keep_last=1, keep_every=10)
+    checkpoint.remove(tmp_path, keep_every=10)
+    assert [int(p.name) for p in sorted(tmp_path.iterdir())] == [10, 20, 30]
+
+
+def test_the_state_may_change_while_it_is_written(tmp_path):
+    double = jax.jit(lambda s: jax.tree.map(lambda a: 2 * a, s), donate_argnums=0)
+    large = jax.device_put(jnp.arange(2_000_000.0), sharding(make_mesh(1, 8), "latent"))
+    with checkpoint.Writer(tmp_path, keep_last=4) as writer:
+        for step in range(4):
+            writer.save(step, {"a": large}, {})
+            large = double(double(large))
+    like = jax.ShapeDtypeStruct(large.shape, large.dtype, sharding=large.sharding)
+    for step in range(4):
+        _, found, _ = checkpoint.restore(tmp_path, lambda record: {"a": like}, step)
+        np.testing.assert_array_equal(found["a"], np.arange(2_000_000.0) * 4**step)
+
+
+def test_a_save_goes_on_beside_the_run_and_the_next_one_waits(tmp_path, monkeypatch):
+    from orbax.checkpoint import v1 as ocp
+
+    started, finish, real = [], threading.Event(), ocp.save_async
+
+    class Slow:
+        def __init__(self, response):
+            self.response = response
+
+        def result(self):
+            assert finish.wait(60)
+            self.response.result()
+
+    def save_async(path, *args, **kwargs):
+        started.append(path)
+        return Slow(real(path, *args, **kwargs))
+
+    monkeypatch.setattr(ocp, "save_async", save_async)
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.save(1, state(make_mesh(1, 1)), {})
+        assert len(started) == 1  # It returned, and the write has not ended.
+        later = threading.Timer(0.2, lambda: started.append("finished") or finish.set())
+        later.start()
+        writer.save(2, state(make_mesh(1, 1)), {})
+        assert [str(name)[-1] for name in started] == ["1", "d", "2"]
+
+
+def test_a_save_that_fails_is_told_once_and_hides_no_other_error(tmp_path, monkeypatch, capfd):
+    from orbax.checkpoint import v1 as ocp
+
+    class Full:
+        def result(self):
+            raise OSError("no space left")
+
+    monkeypatch.setattr(ocp, "save_async", lambda *args, **kwargs: Full())
+    with pytest.raises(JaxdiffError, match="cannot be written: no space left.*GiB free") as error:
+        write(tmp_path, 3)
+    assert error.value.where.endswith("000000003")
+    with pytest.raises(KeyError), checkpoint.Writer(tmp_path) as writer:
+        writer.save(3, state(make_mesh(1, 1)), {})
+        raise KeyError("the first error")
+    assert "no space left" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing", "flag"])
 def test_damage_falls_back_and_then_is_named(tmp_path, damage):
-    mesh = make_mesh(1, 1)
-    for step in (1, 2):
-        checkpoint.save(tmp_path, step, state(mesh, step), {"step": step})
+    write(tmp_path, 1, 2)
 
     def spoil(step):
         files = [p for p in (tmp_path / f"{step:09d}" / "state").rglob("*") if p.is_file()]
@@ -63,15 +140,25 @@ def test_damage_falls_back_and_then_is_named(tmp_path, damage):
             (tmp_path / f"{step:09d}" / "_CHECKPOINT_METADATA").write_text("{")
 
     spoil(2)
-    assert checkpoint.restore(tmp_path, state(mesh))[2] == {"step": 1}
+    assert read(tmp_path)[2] == {"step": 1}
     spoil(1)
     with pytest.raises(JaxdiffError, match="no checkpoint can be read.*000000002.*000000001"):
-        checkpoint.restore(tmp_path, state(mesh))
+        read(tmp_path)
+
+
+def test_a_record_that_is_refused_is_no_damage(tmp_path):
+    write(tmp_path, 1, 2)
+
+    def refuse(record):
+        raise JaxdiffError("other settings")
+
+    with pytest.raises(JaxdiffError, match="^other settings$"):
+        checkpoint.restore(tmp_path, refuse)
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path):
-    checkpoint.save(tmp_path, 1, state(make_mesh(1, 1)), {})
+    write(tmp_path, 1)
     for name in ("000000002.orbax-checkpoint-tmp", "000000000.removed"):
         (tmp_path / name).mkdir()
-    assert checkpoint.restore(tmp_path, state(make_mesh(1, 1)))[0] == 1
+    assert read(tmp_path)[0] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["000000001"]

@@ -1,5 +1,6 @@
 """Stage 2: every dictionary of a run, on every pair."""
 
+import contextlib
 import functools
 import math
 
@@ -9,47 +10,58 @@ from jaxdiff.mesh import data_parts, make_mesh
 from jaxdiff.pipeline._harvest import stream
 from jaxdiff.pipeline.plan import Stage, pairs, plan
 from jaxdiff.progress import log
-from jaxdiff.training import train as train_dictionary
+from jaxdiff.training import train_together
 
 
 def train(config: RunConfig) -> None:
-    """Trains each dictionary of the config on each pair's activations.
+    """Trains the dictionaries of the config on each pair's activations.
+
+    Those of one pair are trained in one pass, `train.together` at a time.
 
     Args:
         config: The run; its harvest must be complete.
 
     Raises:
         JaxdiffError: If a store is missing, damaged or of other settings, or training cannot go on.
+        Preempted: If SIGTERM came; what was done is saved.
     """
     stages = plan(config)
-    for stage in stages.values():
-        if stage.kind == "train":
-            _train_one(config, stages, stage)
+    for pair in pairs(config):
+        trained = [s for s in stages.values() if s.kind == "train" and s.pair == pair]
+        size = config.train.together or len(trained)
+        for start in range(0, len(trained), size):
+            _train_some(config, stages, trained[start : start + size])
 
 
-def _train_one(config: RunConfig, stages: dict[str, Stage], stage: Stage) -> None:
-    held_out = stages[f"{stage.pair}/harvest/validation"]
+def _train_some(config: RunConfig, stages: dict[str, Stage], chosen: list[Stage]) -> None:
+    pair = chosen[0].pair
+    held_out = stages[f"{pair}/harvest/validation"]
     held_out.finished()
-    with stage.work() as work:
-        if work is None:
-            log(f"{stage.name}: done already")
+    with contextlib.ExitStack() as stack:
+        folders = {}
+        for stage in chosen:
+            work = stack.enter_context(stage.work(among=len(chosen)))
+            if work is None:
+                log(f"{stage.name}: done already")
+            else:
+                folders[work] = stage
+        if not folders:
             return
-        log(stage.name)
-        train_dictionary(
-            config.dictionaries[stage.what],
+        log(", ".join(stage.name for stage in folders.values()))
+        train_together(
+            {work: config.dictionaries[stage.what] for work, stage in folders.items()},
             config.train,
-            _source(config, stages, stage),
+            _source(config, stages, pair),
             functools.partial(scan, Store.open(held_out.folder), config.train.batch),
-            folder=work,
             seed=config.seed,
             mesh=make_mesh(config.mesh.data, config.mesh.latent),
         )
 
 
-def _source(config: RunConfig, stages: dict[str, Stage], stage: Stage) -> ActivationSource:
+def _source(config: RunConfig, stages: dict[str, Stage], pair: str) -> ActivationSource:
     if config.harvest.mode == "stream":
-        return stream(config, pairs(config)[stage.pair])
-    harvested = stages[f"{stage.pair}/harvest/train"]
+        return stream(config, pairs(config)[pair])
+    harvested = stages[f"{pair}/harvest/train"]
     harvested.finished()
     store, window = Store.open(harvested.folder), 16
     # Whatever the hardware, large stores are read in as many lanes, which hosts can share.

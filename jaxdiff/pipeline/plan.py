@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxdiff import manifest, text
-from jaxdiff.config import PairConfig, RunConfig
+from jaxdiff.config import BOOKKEEPING, PairConfig, RunConfig
 from jaxdiff.pipeline import inputs
 
 SPLITS = ("train", "validation", "test")
@@ -46,10 +46,15 @@ class Stage:
             self.kind, config=self.config, inputs=self.inputs, seed=self.seed
         )
 
-    def work(self) -> contextlib.AbstractContextManager[Path | None]:
+    def work(self, among: int = 1) -> contextlib.AbstractContextManager[Path | None]:
         """Returns the context in which the stage is done; see `manifest.stage`."""
         return manifest.stage(
-            self.folder, self.kind, config=self.config, inputs=self.inputs, seed=self.seed
+            self.folder,
+            self.kind,
+            config=self.config,
+            inputs=self.inputs,
+            seed=self.seed,
+            among=among,
         )
 
     def finished(self) -> manifest.Manifest:
@@ -115,7 +120,7 @@ def _train(
 ) -> Stage:
     settings: dict[str, Any] = {
         "dictionary": config.dictionaries[name].model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json", exclude={"log_every", "checkpoint_every"}),
+        "train": config.train.model_dump(mode="json", exclude=set(BOOKKEEPING)),
     }
     read = {"validation": made["validation"].fingerprint}
     if streamed is None:

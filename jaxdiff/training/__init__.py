@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jaxdiff.training.loop import TrainResult as TrainResult
     from jaxdiff.training.loop import read_result as read_result
     from jaxdiff.training.loop import train as train
+    from jaxdiff.training.loop import train_together as train_together
     from jaxdiff.training.state import TrainState as TrainState
     from jaxdiff.training.step import Info as Info
     from jaxdiff.training.step import train_step as train_step
@@ -30,6 +31,7 @@ _HOMES = {
     "read_result": "loop",
     "train": "loop",
     "train_step": "step",
+    "train_together": "loop",
 }
 
 __all__ = sorted(_HOMES)

@@ -140,13 +140,13 @@ def compile_step(config: DictionaryConfig, train: TrainConfig, like: State, mesh
     """Returns the jitted `(state, x, normalization) -> (state, info)`; the state is donated."""
 
     def dense(state, x, normalization) -> tuple[State, Info]:
-        x = normalization.apply(x.astype(jnp.float32))
-        return train_step(state, x, config=config, train=train)
+        step = functools.partial(train_step, config=config, train=train)
+        return _guarded(step, state, x, normalization, train)
 
     def part(state, x, normalization) -> tuple[State, Info]:
         x = lax.all_gather(x, DATA, tiled=True)
-        x = normalization.apply(x.astype(jnp.float32))
-        return sparse_step(state, x, config=config, train=train, axes=(DATA, LATENT))
+        step = functools.partial(sparse_step, config=config, train=train, axes=(DATA, LATENT))
+        return _guarded(step, state, x, normalization, train)
 
     shardings = jax.tree.map(lambda a: a.sharding, like)
     specs = jax.tree.map(lambda s: s.spec, shardings)
@@ -159,6 +159,24 @@ def compile_step(config: DictionaryConfig, train: TrainConfig, like: State, mesh
     )
     step = sparse if isinstance(like, RowState) else dense
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding(mesh)))
+
+
+def _guarded(
+    step: Callable, state: State, x: Array, normalization: Normalization, train: TrainConfig
+) -> tuple[State, Info]:
+    """Takes a step on raw rows; where bad ones are skipped, they leave the state as it was."""
+    finite = jnp.all(jnp.isfinite(x))
+
+    def take(state, x) -> tuple[State, Info]:
+        return step(state, normalization.apply(x.astype(jnp.float32)))
+
+    if train.bad_batch == "stop":
+        state, info = take(state, x)
+    else:
+        shapes = jax.eval_shape(take, state, x)[1]
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        state, info = lax.cond(finite, take, lambda state, x: (state, nothing), state, x)
+    return state, info._replace(bad=~finite)
 
 
 def trained(

@@ -1,14 +1,17 @@
-"""The training loop: from a source of activations to a calibrated dictionary in a folder."""
+"""The training loop: from a source of activations to calibrated dictionaries in folders."""
 
+import contextlib
 import dataclasses
 import json
-import math
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxdiff import checkpoint
@@ -18,22 +21,14 @@ from jaxdiff.activations.source import ActivationSource
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries import files
 from jaxdiff.dictionaries.dictionary import Dictionary
-from jaxdiff.errors import JaxdiffError
-from jaxdiff.manifest import write_atomically
+from jaxdiff.errors import JaxdiffError, Preempted
 from jaxdiff.mesh import barrier, make_mesh, sharding, to_host
 from jaxdiff.progress import log, progress
-from jaxdiff.training import history
-from jaxdiff.training.break_even import faster_step
+from jaxdiff.training import preemption, settings
 from jaxdiff.training.calibration import Evaluation, Validation, calibrate, evaluate
-from jaxdiff.training.compiled import (
-    State,
-    check_mesh,
-    compile_init,
-    compile_step,
-    is_sparse,
-    put,
-    trained,
-)
+from jaxdiff.training.compiled import check_mesh
+from jaxdiff.training.course import Course
+from jaxdiff.training.feed import Feed
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class TrainResult:
         evaluation: On validation, with the inference rule.
         steps: Optimizer steps [steps].
         tokens: Activations trained on [tokens].
-        l1_weight: L1 weight of the last step; None unless the rule is relu.
+        l1_weight: L1 weight of the last step; None unless a penalty decides L0.
         history: Logged metrics, one record each `log_every` steps.
     """
 
@@ -81,28 +76,83 @@ def train(
         source: Shuffled activations in raw space, with their normalisation.
         validation: Makes a pass over held-out activations in raw space; masked rows are ignored.
         folder: Where checkpoints, history and the result are kept.
-        seed: Seed of the initial directions and of the source's order.
+        seed: Seed of the source's order and, unless the config has one, of initial directions.
         mesh: Devices, with axes `data` and `latent`; one device when None.
 
     Returns:
         The result, which is also in `folder`.
 
     Raises:
-        JaxdiffError: If the mesh does not fit, the source ends early, the loss is not finite, or
-            the folder belongs to a run with other settings.
+        JaxdiffError: If the mesh does not fit, the source ends early, a batch (unless such are
+            skipped) or the loss is not finite, or the folder belongs to a run with other settings.
+        Preempted: If SIGTERM came; the step under way is finished and saved.
+    """
+    several = train_together({folder: config}, train, source, validation, seed=seed, mesh=mesh)
+    return several[folder]
+
+
+def train_together(
+    configs: Mapping[Path, DictionaryConfig],
+    train: TrainConfig,
+    source: ActivationSource,
+    validation: Validation,
+    *,
+    seed: int,
+    mesh: Mesh | None = None,
+) -> dict[Path, TrainResult]:
+    """Trains several dictionaries in one pass over the activations.
+
+    Each batch is read once, and each dictionary takes its step on it in turn, so that each becomes
+    what `train` would make of it, to the bit. All their states are on the devices at once.
+
+    Args:
+        configs: Settings of the dictionaries, by the folder that each is kept in.
+        train: As in `train`; the same for all.
+        source: As in `train`.
+        validation: As in `train`.
+        seed: As in `train`.
+        mesh: As in `train`.
+
+    Returns:
+        The results, by folder.
+
+    Raises:
+        JaxdiffError: As `train` does.
+        Preempted: As `train` does.
     """
     mesh = make_mesh(1, 1) if mesh is None else mesh
-    check_mesh(config, train, mesh)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"dictionary": _plain(config), "train": _plain(train), "seed": seed}
-    if (folder / f"{files.NAME}.json").exists():
-        result = read_result(folder, settings)
-        checkpoint.remove(folder / "checkpoints")
-        return result
-    state, lines = _run(config, train, source, folder=folder, seed=seed, mesh=mesh, own=settings)
+    for config in configs.values():
+        check_mesh(config, train, mesh)
     local = jax.device_put(source.normalization, sharding(mesh))
-    dictionary = trained(state, config, source.shape, mesh)
-    dictionary = calibrate(dictionary, validation, local)
+    results, courses = {}, []
+    for folder, config in configs.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        first = seed if config.seed is None else config.seed
+        own = settings.record(config, train, seed)
+        if (folder / f"{files.NAME}.json").exists():
+            results[folder] = read_result(folder, own)
+            checkpoint.remove(folder / "checkpoints", train.keep_every)
+        else:
+            course = Course(config, train, local, folder=folder, seed=first, mesh=mesh, own=own)
+            courses.append((course, own))
+    if courses:
+        _run([course for course, _ in courses], train, source, seed=seed, mesh=mesh)
+    for course, own in courses:
+        results[course.folder] = _finish(course, train, source, validation, local, own)
+    return {folder: results[folder] for folder in configs}
+
+
+def _finish(
+    course: Course,
+    train: TrainConfig,
+    source: ActivationSource,
+    validation: Validation,
+    local: Normalization,
+    own: dict[str, Any],
+) -> TrainResult:
+    """Calibrates and evaluates what a course has become, and writes the result to its folder."""
+    config = course.config
+    dictionary = calibrate(course.dictionary(), validation, local)
     evaluation = evaluate(dictionary, validation, local)
     log(f"L0 on validation {evaluation.l0:.2f} (k = {config.k:g}), FVE {evaluation.fve_all:.3f}")
     result = TrainResult(
@@ -111,90 +161,72 @@ def train(
         evaluation=evaluation,
         steps=train.steps,
         tokens=train.steps * train.batch,
-        l1_weight=lines[-1]["l1"] if config.activation == "relu" else None,
-        history=lines,
+        l1_weight=course.lines[-1]["l1"] if config.penalised else None,
+        history=course.lines,
     )
-    _write_result(folder, result, settings)
-    checkpoint.remove(folder / "checkpoints")
-    barrier(f"finished {folder}")
+    _write_result(course.folder, result, own)
+    checkpoint.remove(course.folder / "checkpoints", train.keep_every)
+    barrier(f"finished {course.folder}")
     return result
 
 
 def _run(
-    config: DictionaryConfig,
+    courses: list[Course],
     train: TrainConfig,
     source: ActivationSource,
     *,
-    folder: Path,
     seed: int,
     mesh: Mesh,
-    own: dict[str, Any],
-) -> tuple[State, list[dict[str, Any]]]:
-    """Does the steps that are not done yet; returns the last state and the history."""
-    train = train.model_copy(
-        update={"step": _chosen_step(config, train, source.shape, mesh, folder)}
-    )
-    start, like = compile_init(config, train, source.shape, mesh)
-    step = compile_step(config, train, like, mesh)
-    normalization = jax.device_put(source.normalization, sharding(mesh))
-    batches = source.batches(train.batch, seed=seed)
-    state, done = None, 0
-    if saved := checkpoint.restore(folder / "checkpoints", like):
-        done, state, kept = saved
-        _check_settings(kept["settings"], own, folder)
-        batches.set_state(kept["source"])
-        log(f"going on from step {done}")
-    lines = history.rewind(folder, done)
-
-    def write(number: int, info) -> None:
-        lines.append(history.record(number, number * train.batch, info))
-        history.append(folder, lines[-1])
-        if lines[-1]["loss"] is None:
-            raise _diverged(number, folder)
-
-    waiting = None
-    with progress("train", train.steps, "steps", start=done) as advance:
+) -> None:
+    """Takes all courses through the batches that they have not had yet."""
+    behind = min(courses, key=lambda course: course.done)
+    batches, done = source.batches(train.batch, seed=seed), behind.done
+    if behind.position is not None:
+        batches.set_state(behind.position)
+    waited, saved_at = 0.0, time.monotonic()
+    with contextlib.ExitStack() as stack:
+        preempted = stack.enter_context(preemption.watch())
+        feed = stack.enter_context(Feed(batches, mesh))
+        advance = stack.enter_context(progress("train", train.steps, "steps", start=done))
+        for course in courses:
+            stack.enter_context(course.checkpoints)
         while done < train.steps:
-            x = put(_next(batches, done, train), mesh)
-            if state is None:
-                state = start(x, normalization, key=jax.random.key(seed))
-            state, info = step(state, x, normalization)
+            x = _next(feed, done, train)
             done += 1
-            if waiting:  # Read only now, while the devices are busy with the step just sent.
-                write(*waiting)
-                waiting = None
-            due = done % train.checkpoint_every == 0 or done == train.steps
-            if done % train.log_every == 0 or done == train.steps:
-                waiting = (done, info)
-            if due:
-                if waiting:
-                    write(*waiting)
-                    waiting = None
-                elif not math.isfinite(info.loss):
-                    raise _diverged(done, folder)
-                kept = {"settings": own, "source": merge_states(batches.get_state())}
-                checkpoint.save(folder / "checkpoints", done, state, kept)
-            advance(1, _note(lines))
-    assert state is not None
-    return state, lines
+            active = [course for course in courses if course.done < done]
+            for course in active:
+                course.take(x, waited)
+            last = done == train.steps
+            if not last:
+                feed.prefetch([course.work() for course in active])
+            logged = last or done % train.log_every == 0
+            if logged:
+                waited = feed.waited()
+            stop = preempted(done)
+            if last or stop or _is_due(done, train, logged, saved_at):
+                position = merge_states(feed.position)
+                for course in active:
+                    course.save(position, waited)
+                saved_at = time.monotonic()
+            if stop and not last:
+                raise Preempted(f"preempted after step {done}, which is saved; run again to go on")
+            advance(1, f"{active[0].note()}  waited {waited:.0%}" if active[0].lines else "")
 
 
-def _chosen_step(config, train: TrainConfig, shape, mesh: Mesh, folder: Path) -> str:
-    """Returns the kind of step, which a run that is taken up again keeps."""
-    path = folder / "checkpoints" / "step.json"
-    if path.exists():
-        return json.loads(path.read_text())["step"]
-    step = faster_step(config, train, shape, mesh)
-    measured = train.step == "auto" and is_sparse(config, train)
-    if measured and jax.process_index() == 0:
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, json.dumps({"step": step}).encode())
-    return step
+def _is_due(done: int, train: TrainConfig, logged: bool, saved_at: float) -> bool:
+    """Tells whether to save after a step, the same on all processes."""
+    periods = (train.checkpoint_every, train.keep_every)
+    if any(period and done % period == 0 for period in periods):
+        return True
+    if train.checkpoint_minutes is None or not logged:
+        return False
+    old = np.array(time.monotonic() - saved_at >= 60 * train.checkpoint_minutes)
+    return bool(multihost_utils.broadcast_one_to_all(old) if jax.process_count() > 1 else old)
 
 
-def _next(batches: Any, done: int, train: TrainConfig) -> Any:
+def _next(feed: Feed, done: int, train: TrainConfig) -> Any:
     try:
-        return next(batches).x
+        return feed.take()
     except StopIteration:
         raise JaxdiffError(
             f"the activations ended after {done} of {train.steps} steps of {train.batch} tokens",
@@ -203,42 +235,7 @@ def _next(batches: Any, done: int, train: TrainConfig) -> Any:
         ) from None
 
 
-def _note(lines: list[dict[str, Any]]) -> str:
-    if not lines:
-        return ""
-    last = lines[-1]
-    fve = "" if last["fve_all"] is None else f"  fve {last['fve_all']:.3f}"
-    return f"loss {last['loss']:.4f}  l0 {last['l0']:.1f}{fve}"
-
-
-def _diverged(step: int, folder: Path) -> JaxdiffError:
-    return JaxdiffError(
-        f"the loss is not finite at step {step}",
-        where=folder,
-        fix="lower train.lr, or check the activations; earlier checkpoints are kept",
-    )
-
-
-def _plain(config: DictionaryConfig | TrainConfig) -> dict[str, Any]:
-    return json.loads(config.model_dump_json())
-
-
-def _check_settings(found: Any, own: dict[str, Any], folder: Path) -> None:
-    if found != own:
-        names = [
-            f"{part}.{name}"
-            for part in ("dictionary", "train")
-            for name in own[part]
-            if found[part].get(name) != own[part][name]
-        ]
-        raise JaxdiffError(
-            f"the folder belongs to a run with another {', '.join(names) or 'seed'}",
-            where=folder,
-            fix="choose another folder, or delete this one",
-        )
-
-
-def _write_result(folder: Path, result: TrainResult, settings: dict[str, Any]) -> None:
+def _write_result(folder: Path, result: TrainResult, own: dict[str, Any]) -> None:
     dictionary = to_host(result.dictionary)
     if jax.process_index() != 0:
         return
@@ -254,16 +251,16 @@ def _write_result(folder: Path, result: TrainResult, settings: dict[str, Any]) -
         tokens=result.tokens,
         l1_weight=result.l1_weight,
         history=result.history,
-        settings=settings,
+        settings=own,
     )
 
 
-def read_result(folder: str | Path, settings: dict[str, Any] | None = None) -> TrainResult:
+def read_result(folder: str | Path, own: dict[str, Any] | None = None) -> TrainResult:
     """Reads what `train` left in a folder.
 
     Args:
         folder: Folder given to `train`.
-        settings: When given, the result must come from these.
+        own: When given, the result must come from these settings.
 
     Raises:
         JaxdiffError: If it is missing, damaged, or made with other settings.
@@ -271,8 +268,8 @@ def read_result(folder: str | Path, settings: dict[str, Any] | None = None) -> T
     folder = Path(folder)
     dictionary = files.load(folder)
     found = json.loads((folder / f"{files.NAME}.json").read_text())
-    if settings is not None:
-        _check_settings(found["settings"], settings, folder)
+    if own is not None:
+        settings.check(found["settings"], own, folder)
     shift = {name: np.asarray(v, np.float32) for name, v in found["normalization"].items()}
     measured = found["evaluation"]
     return TrainResult(

@@ -34,6 +34,7 @@ class Info(NamedTuple):
         l1: L1 weight of the step.
         passes: Passes over all scores that selection took; 1 where the last step's threshold
             was a good guess, 0 in the dense step.
+        bad: True where the batch had values that are not finite.
     """
 
     loss: Float[Array, ""]
@@ -48,6 +49,7 @@ class Info(NamedTuple):
     k: Float[Array, ""]
     l1: Float[Array, ""]
     passes: Int[Array, ""]
+    bad: Bool[Array, ""]
 
 
 def train_step(
@@ -108,4 +110,5 @@ def summarize(
         k=k,
         l1=l1,
         passes=jnp.int32(0) if passes is None else passes,
+        bad=jnp.bool_(False),
     )

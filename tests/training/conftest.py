@@ -1,6 +1,7 @@
 """Helpers beside the tests: importlib mode makes no package of a test folder."""
 
 import importlib.util
+import json
 import pathlib
 
 import pytest
@@ -24,3 +25,23 @@ def memory():
 def reference():
     """The module with the float64 formulas."""
     return load("reference")
+
+
+@pytest.fixture(scope="session")
+def script():
+    """The module of the process that kills itself."""
+    return load("run_until_killed")
+
+
+def _bits(folder):
+    """Returns what a finished training left, without what another run would measure otherwise."""
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert all(0 <= line.pop("waited") <= 1 for line in lines)
+    names = ("dictionary.safetensors", "dictionary.json")
+    return lines, *[(folder / name).read_bytes() for name in names]
+
+
+@pytest.fixture(scope="session")
+def bits():
+    """Reads all that must be the same after an interruption."""
+    return _bits

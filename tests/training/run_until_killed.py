@@ -1,4 +1,4 @@
-"""Trains in a folder, and kills itself the hard way at a given moment: see test_resume."""
+"""Trains in a folder, and kills itself the hard way at a given moment: see test_resume.py."""
 
 import os
 import pathlib
@@ -15,14 +15,16 @@ from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.training import train
 
 CONFIG = DictionaryConfig(latents=16, k=2, k_start=4.0, k_anneal=20, dead_after=100)
-TRAIN = TrainConfig(steps=30, batch=32, lr=1e-2, warmup=3, checkpoint_every=7, log_every=2)
+TRAIN = TrainConfig(
+    steps=30, batch=32, lr=1e-2, warmup=3, beta1=0.0, checkpoint_every=7, log_every=2
+)
 
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(folder, moment):
+def main(folder, step, moment):
     source = memory_source.gaussian_source()
     if moment.startswith("batch"):
         plain = memory_source.Batches.__next__
@@ -36,18 +38,21 @@ def main(folder, moment):
     if moment.startswith("save"):
         from orbax.checkpoint import v1 as ocp
 
-        save, seen = ocp.save, []
+        save, seen = ocp.save_async, []
 
         def save_and_die(path, *args, **kwargs):
             seen.append(path)
-            if len(seen) == 2 and moment == "save-before":
-                ocp.save_async(path, *args, **kwargs)
+            response = save(path, *args, **kwargs)
+            if len(seen) == 2 and moment == "save-begun":
                 while len(list(pathlib.Path(path).parent.iterdir())) < 2:
                     pass  # Until the unfinished folder is there.
                 die()
-            save(path, *args, **kwargs)
+            if len(seen) == 2 and moment == "save-done":
+                response.result()
+                die()
+            return response
 
-        ocp.save = save_and_die
+        ocp.save_async = save_and_die
     if moment == "remove":
 
         def remove_and_die(path):
@@ -55,7 +60,8 @@ def main(folder, moment):
             die()
 
         checkpoint._remove = remove_and_die
-    train(CONFIG, TRAIN, source, source.in_order, folder=pathlib.Path(folder), seed=3)
+    settings = TRAIN.model_copy(update={"step": step})
+    train(CONFIG, settings, source, source.in_order, folder=pathlib.Path(folder), seed=3)
 
 
 if __name__ == "__main__":
