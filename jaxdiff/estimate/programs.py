@@ -77,9 +77,9 @@ def harvest_costs(
         return whole
     cut = [_cut(config, specs, site, mesh, n) for n in range(1, min(depth, 2) + 1)]
 
-    def at_depth(name: str) -> float:
-        first, last = (getattr(costs, name) or 0.0 for costs in (cut[0], cut[-1]))
-        return first + (depth - 1) * (last - first)
+    def at_depth(name: str) -> float | None:
+        first, last = (getattr(costs, name) for costs in (cut[0], cut[-1]))
+        return None if None in (first, last) else first + (depth - 1) * (last - first)
 
     names = ("flops", "bytes", "optimal_seconds")
     return dataclasses.replace(whole, **{name: at_depth(name) for name in names})
@@ -205,7 +205,8 @@ def _costs(
         tokens=tokens,
         precision=precision,
         collectives=collectives(compiled.as_text() or "", devices),
-        optimal_seconds=known.get("optimal_seconds"),
+        # Below 0 where the compiler does not know the time of an operation, which counts as -1.
+        optimal_seconds=seconds if (seconds := known.get("optimal_seconds", -1.0)) > 0 else None,
     )
 
 

@@ -45,7 +45,7 @@ def test_memory_of_the_full_sharded_step(name, beta1):
     batch = 2048 * 2 * WIDTH * 4
     sent = sum(volume.bytes for volume in step.costs.collectives.values())
     assert batch <= sent < 6 * batch
-    assert step.costs.optimal_seconds is not None and step.costs.optimal_seconds > 0
+    assert step.costs.optimal_seconds is None or 0 < step.costs.optimal_seconds < 1
 
 
 def test_a_step_that_the_compiler_refuses(capsys):

@@ -1,0 +1,100 @@
+"""Two and four processes train what one does, and go on where any number of them stopped."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxdiff.activations import Recorded, write_store
+from jaxdiff.config import HarvestConfig
+from jaxdiff.dictionaries import load
+from jaxdiff.dictionaries.dictionary import LEAVES
+
+SCRIPT = Path(__file__).with_name("train_in_processes.py")
+KINDS = ("dense", "sparse")
+
+
+@pytest.fixture(scope="module")
+def store(memory, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    rows = memory.batch_of(memory.gaussian_source(rows=700).x)
+    config = HarvestConfig(dtype="float32", chunk=32, outlier=None)
+    write_store(folder, Recorded([rows], site="site"), config=config)
+    return folder
+
+
+def run(store: Path, out: Path, count: int, death: int = 0) -> None:
+    """Runs `count` processes that together have four devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    out.mkdir(exist_ok=True)
+    logs = [(out / f"log-{count}-{i}").open("w+") for i in range(count)]
+    words = [str(4 // count), "{}", str(count), str(port), str(death)]
+    children = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, store, out, *(word.format(i) for word in words)],
+            stdout=log,
+            stderr=log,
+        )
+        for i, log in enumerate(logs)
+    ]
+    try:
+        codes = [child.wait(timeout=300) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+        text = [(log.seek(0), log.read(), log.close())[1] for log in logs]
+    assert all(codes) if death else not any(codes), text
+
+
+@pytest.fixture(scope="module")
+def alone(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    run(store, out, 1)
+    return out
+
+
+def history(folder: Path) -> dict[str, np.ndarray]:
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    return {name: np.array([line[name] for line in lines]) for name in ("loss", "l0", "dead")}
+
+
+def assert_the_same(out: Path, alone: Path, count: int) -> None:
+    """Sums across processes are added in another order: losses agree to 1e-5, sets exactly."""
+    for kind in KINDS:
+        want, got = history(alone / kind), history(out / kind)
+        np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-5)
+        for name in ("l0", "dead"):
+            np.testing.assert_array_equal(got[name], want[name])
+        one, other = load(alone / kind), load(out / kind)
+        for leaf in LEAVES:
+            np.testing.assert_allclose(
+                getattr(other, leaf), getattr(one, leaf), rtol=1e-3, atol=1e-4, err_msg=leaf
+            )
+        sets = [np.load(out / f"{kind}-active-{i}.npy") for i in range(count)]
+        for active in sets:
+            np.testing.assert_array_equal(active, np.load(alone / f"{kind}-active-0.npy"))
+        settings = [json.loads((f / kind / "dictionary.json").read_text()) for f in (alone, out)]
+        for name in ("l0", "fve_all", "dead", "tokens"):
+            one, other = (s["evaluation"][name] for s in settings)
+            assert other == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_train_what_one_does(store, alone, tmp_path, count):
+    run(store, tmp_path, count)
+    assert_the_same(tmp_path, alone, count)
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(store, alone, tmp_path):
+    run(store, tmp_path, 2, death=13)
+    assert (tmp_path / "dense" / "checkpoints").is_dir()
+    run(store, tmp_path, 4, death=8)
+    run(store, tmp_path, 1)
+    assert_the_same(tmp_path, alone, 1)
