@@ -5,13 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxdiff.activations.normalization import Normalization
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.mesh import make_mesh
 from jaxdiff.training import compiled
-from jaxdiff.training.rows import to_dictionary, to_rows
+from jaxdiff.training.rows import to_dense, to_dictionary, to_rows
 from jaxdiff.training.sparse_step import sparse_step
 from jaxdiff.training.state import init_state
 from jaxdiff.training.step import train_step
@@ -80,6 +81,34 @@ def test_twelve_steps_equal_the_dense_step(case):
         np.testing.assert_allclose(getattr(mine, name), getattr(a.params, name), atol=2e-5)
     if "dead" in case:
         assert float(infos[-1][0].aux) > 0
+
+
+def test_two_hundred_steps_equal_adam_of_optax():
+    config = settings(k=1)
+    train = TrainConfig(steps=500, batch=BATCH, lr=3e-4, warmup=3, beta1=0.0)
+    a, b, _ = both(config, train, 200)
+    assert int(jnp.min(b.last)) < 190  # Some rows have waited for long.
+    settled = to_dense(b, config, train, SHAPE)
+    # The first moment is not used.
+    found, expected = (
+        jax.tree.leaves((state.params, optax.tree.get(state.optimizer, "nu"), state.idle))
+        for state in (settled, a)
+    )
+    for mine, other in zip(found, expected, strict=True):
+        size = float(jnp.max(jnp.abs(other)))
+        np.testing.assert_allclose(mine, other, rtol=2e-3, atol=2e-4 * size)
+
+
+def test_second_moments_may_be_bfloat16():
+    config = settings()
+    runs = {}
+    for dtype in ("float32", "bfloat16"):
+        train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, warmup=0, beta1=0.0, moment_dtype=dtype)
+        infos, state = run_on(make_mesh(1, 1), config, train)
+        assert state.tables.W_dec.moment.dtype == dtype
+        runs[dtype] = [float(info.loss) for info in infos]
+    np.testing.assert_allclose(runs["bfloat16"], runs["float32"], rtol=5e-3)
+    assert runs["bfloat16"] != runs["float32"]
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (4, 1), (2, 4)])
