@@ -34,9 +34,9 @@ class Lanes:
 
     def __next__(self) -> ActivationBatch:
         batch = concatenate([next(lane) for lane in self._lanes.values()])
-        if self._rows is None:
+        if (rows := self._rows) is None:
             return batch
-        return jax.tree.map(lambda a: np.take(a, self._rows, axis=0), batch)
+        return jax.tree.map(lambda a: np.take(a, rows, axis=0), batch)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the positions of the lanes after the last batch, as JSON, by lane."""
