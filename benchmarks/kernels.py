@@ -1,0 +1,150 @@
+"""Kernels beside their XLA definitions, on the device that is there.
+
+    python benchmarks/kernels.py [--rows 4096 --width 4608 --latents 18432 --k 25] [--json FILE]
+
+Both sides of an op are timed in one process, in turn. The shape is that of a batch of BatchTopK on
+one of four devices among which the latents are split; entries fall on latents as 1 / rank. On a CPU
+there is the XLA side alone: Pallas kernels are interpreted there, which says nothing about them.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxdiff.kernels.dispatch import Implementation
+from jaxdiff.kernels.encode_keys import encode_keys
+from jaxdiff.kernels.reaching import reaching
+from jaxdiff.kernels.row_adam import Table as Rows
+from jaxdiff.kernels.row_adam import row_adam, row_squares
+from jaxdiff.kernels.weighted_gather import weighted_gather
+from rich.console import Console
+from rich.table import Table
+
+from harness import machine, timing
+
+PALLAS: dict[str, Implementation] = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
+BUDGET = 5.0
+"""Seconds that a side's timed calls take at most, nearly."""
+
+
+def row_list(shape: argparse.Namespace, groups: int, rows: int):
+    """Returns indices, weights and offsets of a list of rows * k entries."""
+    rng = np.random.default_rng(0)
+    entries = shape.rows * shape.k
+    odds = 1 / np.arange(1, groups + 1) if groups == shape.latents else np.ones(groups)
+    counts = rng.multinomial(entries, rng.permutation(odds / odds.sum()))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return (
+        jnp.asarray(rng.integers(0, rows, entries), jnp.int32),
+        jnp.asarray(rng.normal(size=entries), jnp.float32),
+        jnp.asarray(offsets, jnp.int32),
+    )
+
+
+def ops(shape: argparse.Namespace) -> dict[str, Callable[[Implementation], Callable[[], object]]]:
+    """Returns each op by name: what is given an implementation, and gives a call to time."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (shape.rows, shape.width))
+    W = jax.random.normal(keys[1], (shape.latents, shape.width)) / shape.width**0.5
+    scores = jax.random.normal(keys[2], (shape.rows, shape.latents))
+    pivots = jax.lax.bitcast_convert_type(jnp.linspace(0.5, 4, 15), jnp.int32)
+    by_row = row_list(shape, shape.rows, shape.latents)
+    indices, weights, offsets = row_list(shape, shape.latents, shape.rows)
+    factors = [a.astype(jnp.bfloat16) for a in (x, W.T)]
+    latents = jnp.zeros(shape.latents), jnp.ones(shape.latents)
+
+    def gather(name):
+        call = jax.jit(lambda *a: weighted_gather(*a, name))
+        return lambda: call(W, *by_row)
+
+    def adam(name):
+        def step(table):
+            how = {"step": jnp.int32(9), "rate": jnp.float32(1e-4), "scale": jnp.float32(1)}
+            last = jnp.zeros(shape.latents, jnp.int32)
+            given = (table,), last, (x,), indices, (weights,), offsets
+            return row_adam(*given, **how, implementation=name)[0]
+
+        call = jax.jit(step, donate_argnums=0)
+        held = [Rows(W + 0, jnp.zeros_like(W), jnp.sum(jnp.square(W), axis=1, keepdims=True))]
+
+        def run():
+            held[0] = call(held[0])
+            return held[0]
+
+        return run
+
+    def norm(name):
+        call = jax.jit(lambda *a: row_squares((a[0],), a[1], (a[2],), a[3], implementation=name))
+        return lambda: call(x, indices, weights, offsets)
+
+    def counts(name):
+        call = jax.jit(lambda *a: reaching(*a, implementation=name))
+        return lambda: call(scores, pivots)
+
+    def encode(name):
+        call = jax.jit(lambda *a: encode_keys(*a, name))
+        return lambda: call(*factors, *latents, pivots)
+
+    return {
+        "weighted_gather": gather,
+        "row_adam": adam,
+        "row_squares": norm,
+        "reaching, 15 pivots": counts,
+        "encode_keys, bfloat16": encode,
+    }
+
+
+def measure(sides: list[Callable[[], object]]) -> list[timing.Summary]:
+    """Times calls in turn, after one that compiles and one that is for planning."""
+    plans, seconds = [], [[] for _ in sides]
+    for side in sides:
+        jax.block_until_ready(side())
+        plans.append(timing.plan(_seconds(side), BUDGET))
+    for i in timing.alternate([plan.repeats for plan in plans]):
+        seconds[i].append(_seconds(sides[i]))
+    return [timing.summarize(some) for some in seconds]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Prints a table, and writes the numbers where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=4096, help="rows of a batch")
+    parser.add_argument("--width", type=int, default=4608, help="columns of a row")
+    parser.add_argument("--latents", type=int, default=18432, help="latents of this device")
+    parser.add_argument("--k", type=int, default=25, help="entries per row on this device")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    shape = parser.parse_args()
+    device = jax.devices()[0]
+    pallas = PALLAS.get(device.platform)
+    names: list[Implementation] = ["xla", *([pallas] if pallas else [])]
+    table = Table(title=f"{device.device_kind}: {shape.rows} x {shape.width}, {shape.latents}")
+    for heading in ("op", "implementation", "median ms", "IQR", "n"):
+        table.add_column(heading)
+    found = []
+    for op, prepare in ops(shape).items():
+        usable = names if op != "row_squares" or pallas == "pallas_tpu" else names[:1]
+        for name, summary in zip(usable, measure([prepare(n) for n in usable]), strict=True):
+            found.append({"op": op, "implementation": name, **summary._asdict()})
+            cells = f"{1e3 * summary.median:.3f}", f"{1e3 * (summary.q3 - summary.q1):.3f}"
+            table.add_row(op, name, *cells, str(summary.repeats))
+    Console().print(table)
+    if shape.json:
+        settings = {k: v for k, v in vars(shape).items() if k != "json"}
+        stated = machine.describe(("jax", "jaxlib", "jaxdiff")) | {"device": device.device_kind}
+        document = {"machine": stated, "shape": settings, "results": found}
+        shape.json.write_text(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()
