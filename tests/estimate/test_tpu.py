@@ -27,8 +27,11 @@ def run_of(**train) -> config.RunConfig:
     )
 
 
-@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:4x4x4", "v6e:2x2"])
-@pytest.mark.parametrize("beta1", [0.9, 0.0], ids=["dense", "sparse"])
+@pytest.mark.parametrize(
+    ("name", "beta1"),
+    [("v5e:2x2", 0.9), ("v5p:4x4x4", 0.9), ("v6e:2x2", 0.9), ("v5e:2x2", 0.0)],
+    ids=["v5e dense", "v5p dense", "v6e dense", "v5e sparse"],
+)
 def test_memory_of_the_full_sharded_step(name, beta1):
     topology = estimate.parse(name)
     found = estimate.estimate(run_of(beta1=beta1), topology, width=WIDTH)
