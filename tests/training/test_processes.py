@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxdiff.activations import Recorded, write_store
 from jaxdiff.config import HarvestConfig
 from jaxdiff.dictionaries import load
-from jaxdiff.dictionaries.dictionary import LEAVES
 
 SCRIPT = Path(__file__).with_name("train_in_processes.py")
 KINDS = ("dense", "sparse")
@@ -73,10 +73,9 @@ def assert_the_same(out: Path, alone: Path, count: int) -> None:
         for name in ("l0", "dead"):
             np.testing.assert_array_equal(got[name], want[name])
         one, other = load(alone / kind), load(out / kind)
-        for leaf in LEAVES:
-            np.testing.assert_allclose(
-                getattr(other, leaf), getattr(one, leaf), rtol=1e-3, atol=1e-4, err_msg=leaf
-            )
+        pairs = zip(jax.tree.leaves(other), jax.tree.leaves(one), strict=True)
+        for mine, wanted in pairs:
+            np.testing.assert_allclose(mine, wanted, rtol=1e-3, atol=1e-4)
         sets = [np.load(out / f"{kind}-active-{i}.npy") for i in range(count)]
         for active in sets:
             np.testing.assert_array_equal(active, np.load(alone / f"{kind}-active-0.npy"))
