@@ -72,7 +72,7 @@ class Writer:
         if jax.process_index() == 0:
             _write_sizes(_path(self._folder, step))
             last, every = self._keep
-            for old in _steps(self._folder)[:-last]:
+            for old in steps(self._folder)[:-last]:
                 if not _stays(old, every):
                     _remove(_path(self._folder, old))
 
@@ -110,7 +110,8 @@ def restore(
         like: Makes from a record a tree of the structure that was saved, of arrays or
             `jax.ShapeDtypeStruct`; its shardings say where the arrays go, so that another mesh
             may go on. A `JaxdiffError` that it raises is passed on.
-        step: Steps done at the one to read; the newest when None [steps].
+        step: Steps done at the one to read [steps]; when None, it is the newest, and what is left
+            of one that was not finished is removed.
 
     Returns:
         Step, state and record; None if there is no checkpoint.
@@ -118,11 +119,12 @@ def restore(
     Raises:
         JaxdiffError: If there are checkpoints and none can be read.
     """
-    if jax.process_index() == 0:
-        _clean(folder)
-    barrier(f"clean {folder}")  # All look for checkpoints in the same files.
+    if step is None:
+        if jax.process_index() == 0:
+            _clean(folder)
+        barrier(f"clean {folder}")  # All look for checkpoints in the same files.
     faults = []
-    for found in reversed(_steps(folder)):
+    for found in reversed(steps(folder)):
         if step not in (None, found):
             continue
         path = _path(folder, found)
@@ -149,10 +151,10 @@ def remove(folder: Path, keep_every: int | None = None) -> None:
     """Removes the checkpoints of a run that is complete, but for multiples of `keep_every`."""
     if jax.process_index() != 0 or not folder.exists():
         return
-    for step in _steps(folder):
+    for step in steps(folder):
         if not _stays(step, keep_every):
             _remove(_path(folder, step))
-    if not _steps(folder):
+    if not steps(folder):
         shutil.rmtree(folder)
 
 
@@ -183,7 +185,8 @@ def _path(folder: Path, step: int) -> Path:
     return folder.absolute() / f"{step:09d}"
 
 
-def _steps(folder: Path) -> list[int]:
+def steps(folder: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, in order [steps]."""
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and p.is_dir())
 
 

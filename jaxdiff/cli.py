@@ -31,6 +31,12 @@ _SEVERAL = (
     "(TPU pods, Slurm, Kubernetes, MPI), else with --coordinator HOST:PORT --processes N "
     "--process I; they share the run's folder"
 )
+_FEED = (
+    "rows and bytes a second that a store deals out, that the steps of a config's dictionaries "
+    "eat, and that training from the store gets; which is the limit. STORE is a folder of a "
+    "harvest [default: that of the config's training split]; --seconds S is the time for each; "
+    "--json FILE keeps the figures"
+)
 _NO_NULL = "--no-null-pair"
 
 
@@ -54,6 +60,8 @@ def main(args: list[str] | None = None) -> int:
             return _dictionary(known, rest)
         if known.command == "estimate":
             return _estimate(known, rest)
+        if known.command == "bench":
+            return _bench(known, rest)
         if known.command in ("models", "sites"):
             return (_models if known.command == "models" else _sites)(known, rest)
         return _stage(known, rest)
@@ -104,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     organism.add_argument(
         "--corpora-only", action="store_true", help="write the labelled text, train no model"
     )
+    _bench_parser(commands)
     commands.add_parser("presets", help="list the configs that come with jaxdiff")
     _dictionary_parser(commands)
     commands.add_parser("models", help="list the architectures that can be loaded")
@@ -122,6 +131,16 @@ def _parser() -> argparse.ArgumentParser:
         help="only sites that match, like 'blocks.0.attn.*'",
     )
     return parser
+
+
+def _bench_parser(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="measure parts of a run on this machine")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    feed = actions.add_parser("feed", help="a store against what training eats", add_help=False)
+    feed.add_argument("store", nargs="?", type=Path)
+    feed.add_argument("--config", default="quickstart")
+    feed.add_argument("--seconds", type=float, default=5.0)
+    feed.add_argument("--json", type=Path)
 
 
 def _dictionary_parser(commands: Any) -> None:
@@ -231,6 +250,18 @@ def _estimate(known: argparse.Namespace, rest: list[str]) -> int:
     Console().print(estimate.table(found))
     for line in estimate.advice(found):
         print(line)
+    if known.json:
+        known.json.write_text(json.dumps(found.to_json(), indent=1) + "\n")
+    return 0
+
+
+def _bench(known: argparse.Namespace, rest: list[str]) -> int:
+    known.command = "bench feed [STORE] --config"
+    settings = _settings(known, rest, _FEED)
+    _quiet()
+    from jaxdiff import pipeline
+
+    found = pipeline.bench_feed(settings, known.store, seconds=known.seconds)
     if known.json:
         known.json.write_text(json.dumps(found.to_json(), indent=1) + "\n")
     return 0

@@ -79,8 +79,8 @@ class HarvestConfig(Config):
     """store: write activations once, train from disk. stream: train while the models run."""
     batch: int = Field(default=16, ge=1)
     """Rows of text in one forward pass [rows]."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of stored activations."""
+    dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    """Dtype of stored activations; int8: with a scale for each row and model, read as float32."""
     chunk: int = Field(default=4096, ge=1)
     """Activations in one chunk file, the unit of reading and of loss by a crash [tokens]."""
     skip: int = Field(default=0, ge=0)
@@ -93,6 +93,11 @@ class HarvestConfig(Config):
     """Size of the shuffle ring in stream mode [tokens]."""
     normalize: bool = True
     """Subtract each model's mean and scale it to unit mean square before training."""
+
+    @property
+    def computed(self) -> Literal["float32", "bfloat16"]:
+        """Dtype of activations in memory, on the way to a store and from it."""
+        return "float32" if self.dtype == "int8" else self.dtype
 
 
 Activation = Literal["batch_topk", "topk", "group_max", "relu", "jumprelu", "gated"]

@@ -156,3 +156,15 @@ def test_write_atomically_leaves_old_or_new(tmp_path, monkeypatch):
 def test_the_manifest_is_plain_json(tmp_path):
     _stage(tmp_path / "s", "one", config={"path": Path("x")})
     assert json.loads((tmp_path / "s" / manifest.FILE).read_text())["config"] == {"path": "x"}
+
+
+def test_stages_that_are_done_together_share_the_time(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(manifest.time, "monotonic", lambda: now[0])
+
+    def stage(name: str):
+        return manifest.stage(tmp_path / name, "test", config={}, inputs={}, seed=0, among=2)
+
+    with stage("a"), stage("b"):
+        now[0] += 6
+    assert [manifest.read(tmp_path / name).seconds for name in "ab"] == [3, 3]

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from jaxdiff.activations.int8 import Quantised, dequantise
 from jaxdiff.activations.rows import concatenate
 from jaxdiff.types import ActivationBatch
 
@@ -17,13 +18,16 @@ from jaxdiff.types import ActivationBatch
 class Window:
     """Rows in memory, and the order in which the usable ones are dealt out."""
 
-    rows: ActivationBatch
+    rows: ActivationBatch | Quantised
     order: Int[np.ndarray, " K"]
 
     def take(self, start: int, stop: int) -> ActivationBatch:
         """Returns a copy of the start-th to (stop - 1)-th row in that order."""
         at = self.order[start:stop]
-        return jax.tree.map(lambda a: np.take(a, at, axis=0), self.rows)
+        rows = jax.tree.map(lambda a: np.take(a, at, axis=0), self.rows)
+        if isinstance(rows, Quantised):
+            return replace(rows.known, x=dequantise(rows.values, rows.scale))
+        return rows
 
 
 @runtime_checkable

@@ -160,7 +160,7 @@ class Harvest:
             np.int32(config.skip + config.mask_bos),
             limit,
             site=self.site,
-            dtype=config.dtype,
+            dtype=config.computed,
             rows=row_sharding(self._mesh),
         )
         self._flight.append((batch, text.get_state(), seen))

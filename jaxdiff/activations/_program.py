@@ -58,11 +58,11 @@ def observe(
         first: Tokens at earlier positions are masked [tokens].
         limit: Tokens whose norm is above this in any model are masked.
         site: Canonical name of the site.
-        dtype: Storage dtype.
+        dtype: Dtype of the results.
         rows: Sharding of the results over B; None on one device.
 
     Returns:
-        Activations with masks and moments. Everything is measured on the values as stored.
+        Activations with masks and moments. Everything is measured on the values as returned.
     """
     taps = [
         run(lm, t, (site,), sequences=sequences, positions=positions, logits=False)[1][site]

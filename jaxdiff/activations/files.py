@@ -6,6 +6,7 @@ and one for each thing that is known about a token, all cut into the same blocks
     shard-00000/shard.json           what the shard is; written last
     shard-00000/x/zarr.json          [rows, M, D]
     shard-00000/x/c/0/0/0            rows 0 to chunk - 1, raw little-endian; the last one is padded
+    shard-00000/scale/c/0/0          [rows, M], beside an x of int8: activations are x * scale
     shard-00000/tokens/c/0           the tokens of the same rows; and so on
     shard-00000/progress.json        where an unfinished harvest goes on
 """
@@ -62,7 +63,8 @@ class ShardInfo(pydantic.BaseModel):
     def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Returns dtype and chunk shape of each array."""
         columns = {name: (dtype, (self.chunk,)) for name, dtype in COLUMNS.items()}
-        return {"x": (self.dtype, (self.chunk, *self.shape)), **columns}
+        scale = {"scale": ("float32", (self.chunk, self.shape[0]))} if self.dtype == "int8" else {}
+        return {"x": (self.dtype, (self.chunk, *self.shape)), **scale, **columns}
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -72,7 +74,7 @@ def numpy_dtype(name: str) -> np.dtype:
 
 def chunk_key(shard: int, array: str, chunk: int) -> str:
     """Returns the path of a chunk inside a store."""
-    return f"{shard_key(shard)}{array}/c/{chunk}" + ("/0/0" if array == "x" else "")
+    return f"{shard_key(shard)}{array}/c/{chunk}" + {"x": "/0/0", "scale": "/0"}.get(array, "")
 
 
 def shard_key(shard: int) -> str:

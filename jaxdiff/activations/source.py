@@ -9,6 +9,7 @@ import numpy as np
 from jaxdiff.activations._deal import Dealer, Window
 from jaxdiff.activations._lanes import Lanes
 from jaxdiff.activations.files import COLUMNS
+from jaxdiff.activations.int8 import Quantised
 from jaxdiff.activations.normalization import Normalization
 from jaxdiff.activations.store import Store
 from jaxdiff.errors import JaxdiffError
@@ -151,15 +152,22 @@ class StoreSource:
 def _read_window(store: Store, blocks: list[int], seed: tuple[int, ...]) -> Window:
     """Reads blocks and decides the order in which their usable rows are dealt out."""
     ranges = [store.blocks[block] for block in blocks]
-    x = np.empty((sum(stop - start for start, stop in ranges), *store.shape), store.dtype)
+    size = sum(stop - start for start, stop in ranges)
+    x = np.empty((size, *store.shape), store.stored)
+    scales = np.empty((size, store.shape[0]), np.float32)
     row, parts = 0, []
     for start, stop in ranges:
-        rows = store.read(start, stop)
-        x[row : row + stop - start] = rows.x
+        span = slice(row, row + stop - start)
+        x[span], scale = store.read_stored(start, stop)
+        if scale is not None:
+            scales[span] = scale
         parts.append(np.arange(start, stop))
-        row += stop - start
+        row = span.stop
     where = np.concatenate(parts)
     usable = np.flatnonzero(store.column("mask")[where])
     order = np.random.default_rng(seed).permutation(usable)
     columns = {name: store.column(name)[where] for name in COLUMNS}
-    return Window(ActivationBatch(x=x, **columns), order)
+    if store.stored != np.int8:
+        return Window(ActivationBatch(x=x, **columns), order)
+    known = ActivationBatch(x=np.empty((size, store.shape[0], 0), np.float32), **columns)
+    return Window(Quantised(x, scales, known), order)

@@ -1,6 +1,7 @@
 """A store of activations on a disk or in a bucket."""
 
 import bisect
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jaxdiff.activations.files import (
     shard_key,
     zarr_metadata,
 )
+from jaxdiff.activations.int8 import dequantise
 from jaxdiff.activations.normalization import Moments, Normalization
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.types import ActivationBatch
@@ -36,10 +38,12 @@ class Store:
         folder: Where it is.
         site: Where in the models the activations are from.
         shape: (M, D).
-        dtype: Storage dtype.
+        dtype: Dtype of activations that are read.
+        stored: Dtype of the files; int8 has a scale for each row and model.
         rows: Rows [tokens].
         documents: Documents that they are from.
         masked: Rows whose mask is False [tokens].
+        row_bytes: Bytes of one row's activations in the files [bytes].
         median_norm: Median norm of each model that outliers were measured by; None without.
         moments: Moments of the rows whose mask is True.
         normalization: From `moments`; the identity when the harvest's `normalize` was off.
@@ -52,7 +56,10 @@ class Store:
         self.folder = files.name
         self.site = head.site
         self.shape = head.shape
-        self.dtype = numpy_dtype(head.dtype)
+        self.stored = numpy_dtype(head.dtype)
+        self.dtype = np.dtype(np.float32) if self.stored == np.int8 else self.stored
+        scales = 4 * self.shape[0] if self.stored == np.int8 else 0
+        self.row_bytes = math.prod(self.shape) * self.stored.itemsize + scales
         self.rows = sum(shard.rows for shard in shards)
         self.documents = sum(shard.documents for shard in shards)
         self.masked = sum(shard.masked for shard in shards)
@@ -87,10 +94,18 @@ class Store:
 
     def read(self, start: int, stop: int) -> ActivationBatch:
         """Returns rows start to stop - 1; those of one local block are mapped, not copied."""
+        x, scale = self.read_stored(start, stop)
+        columns = {name: self.column(name)[start:stop] for name in COLUMNS}
+        return ActivationBatch(x=x if scale is None else dequantise(x, scale), **columns)
+
+    def read_stored(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns activations of rows start to stop - 1 as they are stored, and scales of int8."""
         if not 0 <= start <= stop <= self.rows:
             raise ValueError(f"rows {start} to {stop} are not in a store of {self.rows} rows")
-        columns = {name: self.column(name)[start:stop] for name in COLUMNS}
-        return ActivationBatch(x=self._read_x(start, stop), **columns)
+        x = self._read("x", start, stop, self.stored, self.shape)
+        if self.stored != np.int8:
+            return x, None
+        return x, self._read("scale", start, stop, np.dtype(np.float32), self.shape[:1])
 
     def column(self, name: str) -> Shaped[np.ndarray, " R"]:
         """Returns one thing known about every token of the store, as in `ActivationBatch`.
@@ -122,18 +137,20 @@ class Store:
         for start, stop in self.blocks:
             yield self.read(start, stop)
 
-    def _read_x(self, start: int, stop: int) -> np.ndarray:
+    def _read(
+        self, name: str, start: int, stop: int, dtype: np.dtype, shape: tuple[int, ...]
+    ) -> np.ndarray:
         parts, row = [], start
-        size = self.dtype.itemsize * self.shape[0] * self.shape[1]
+        size = dtype.itemsize * math.prod(shape)
         block = bisect.bisect_right(self.blocks, (row, self.rows + 1)) - 1
         while row < stop:
             low, high = self.blocks[block]
             end = min(stop, high)
-            raw = self._raw("x", block, (row - low) * size, (end - low) * size)
-            parts.append(np.frombuffer(raw, self.dtype).reshape(end - row, *self.shape))
+            raw = self._raw(name, block, (row - low) * size, (end - low) * size)
+            parts.append(np.frombuffer(raw, dtype).reshape(end - row, *shape))
             row, block = end, block + 1
         if not parts:
-            return np.zeros((0, *self.shape), self.dtype)
+            return np.zeros((0, *shape), dtype)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _raw(self, array: str, block: int, start: int, stop: int) -> Any:

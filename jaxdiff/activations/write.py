@@ -20,13 +20,12 @@ from jaxdiff.activations.files import (
     shard_key,
     zarr_metadata,
 )
+from jaxdiff.activations.int8 import quantise
 from jaxdiff.activations.recorded import Recorded
 from jaxdiff.activations.rows import concatenate
 from jaxdiff.config import HarvestConfig
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.types import ActivationBatch
-
-_NAMES = ("x", *COLUMNS)
 
 
 def write_store(
@@ -147,10 +146,13 @@ class _ShardWriter:
         chunk = self._info.chunk
         dtypes = {name: numpy_dtype(dtype) for name, (dtype, _) in self._info.arrays().items()}
         for start in range(0, count, chunk):
-            for name in _NAMES:
-                part = getattr(batch, name)[start : start + chunk].astype(dtypes[name], copy=False)
+            parts = {name: getattr(batch, name)[start : start + chunk] for name in ("x", *COLUMNS)}
+            if self._info.dtype == "int8":
+                parts["x"], parts["scale"] = quantise(parts["x"])
+            for name, part in parts.items():
                 key = chunk_key(self._info.shard, name, (row + start) // chunk)
-                self._pending.append((key, self._files.write(key, part.tobytes())))
+                data = part.astype(dtypes[name], copy=False).tobytes()
+                self._pending.append((key, self._files.write(key, data)))
 
     def _settle(self) -> None:
         """Waits for the chunks being written, then commits them."""

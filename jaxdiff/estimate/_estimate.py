@@ -115,7 +115,7 @@ def estimate(config: RunConfig, topology: Topology, *, width: int | None = None)
             costs = _checked(programs.harvest_costs(config, specs, site, mesh), costs)
         stages["harvest"] = _stage(costs, topology, _idle(config, topology.devices))
     for name, own in config.dictionaries.items():
-        asked = own, config.train, (2, width), config.harvest.dtype
+        asked = own, config.train, (2, width), config.harvest.computed
         costs = analytic.train_costs(*asked, sizes)
         if mesh is not None:
             costs = _checked(programs.train_costs(*asked, mesh), costs)

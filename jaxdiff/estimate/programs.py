@@ -136,7 +136,7 @@ def _forward(config: RunConfig, models: tuple[LM, ...], site: str, mesh: Mesh) -
     lowered = observe.lower(
         *(models, tokens, columns, columns, *limits),
         site=site,
-        dtype=config.harvest.dtype,
+        dtype=config.harvest.computed,
         rows=every,
     )
     memory = {"parameters": _bytes(models), "inputs": _bytes(tokens) + 2 * _bytes(columns)}

@@ -6,6 +6,7 @@ from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
     from jaxdiff.pipeline._diff import diff as diff
+    from jaxdiff.pipeline._feed import bench_feed as bench_feed
     from jaxdiff.pipeline._harvest import harvest as harvest
     from jaxdiff.pipeline._report import report as report
     from jaxdiff.pipeline._run import run as run
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 # Stages import Flax, Orbax and Grain; `import jaxdiff.pipeline` does not.
 _HOMES = {
+    "bench_feed": "_feed",
     "diff": "_diff",
     "harvest": "_harvest",
     "report": "_report",

@@ -63,7 +63,12 @@ def _source(config: RunConfig, stages: dict[str, Stage], pair: str) -> Activatio
         return stream(config, pairs(config)[pair])
     harvested = stages[f"{pair}/harvest/train"]
     harvested.finished()
-    store, window = Store.open(harvested.folder), 16
+    return store_source(Store.open(harvested.folder), config)
+
+
+def store_source(store: Store, config: RunConfig) -> StoreSource:
+    """Returns the source that a run trains from; its order of rows is the same on any hardware."""
+    window = 16
     # Whatever the hardware, large stores are read in as many lanes, which hosts can share.
     lanes = math.gcd(window, config.train.batch) if len(store.blocks) >= window**2 else 1
     mesh = make_mesh(config.mesh.data, config.mesh.latent)

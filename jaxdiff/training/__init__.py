@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxdiff.training.loop import read_result as read_result
     from jaxdiff.training.loop import train as train
     from jaxdiff.training.loop import train_together as train_together
+    from jaxdiff.training.snapshots import read_snapshot as read_snapshot
     from jaxdiff.training.state import TrainState as TrainState
     from jaxdiff.training.step import Info as Info
     from jaxdiff.training.step import train_step as train_step
@@ -29,6 +30,7 @@ _HOMES = {
     "evaluate": "calibration",
     "fit": "in_memory",
     "read_result": "loop",
+    "read_snapshot": "snapshots",
     "train": "loop",
     "train_step": "step",
     "train_together": "loop",

@@ -1,4 +1,4 @@
-"""Going on: after SIGKILL, from any step, after SIGTERM, on another mesh, with the same settings."""
+"""Going on: from any step, after SIGKILL or SIGTERM, on another mesh, not with other settings."""
 
 import os
 import shutil
@@ -12,9 +12,10 @@ import pytest
 
 from jaxdiff.activations import Recorded, Store, StoreSource, write_store
 from jaxdiff.config import DictionaryConfig, HarvestConfig
+from jaxdiff.dictionaries import load
 from jaxdiff.errors import JaxdiffError, Preempted
 from jaxdiff.mesh import make_mesh
-from jaxdiff.training import train
+from jaxdiff.training import read_snapshot, train
 
 SCRIPT = Path(__file__).with_name("run_until_killed.py")
 KINDS = ("dense", "sparse")
@@ -65,6 +66,18 @@ def test_every_step_can_be_gone_on_from(finished, script, memory, bits, tmp_path
     assert bits(tmp_path) == bits(finished[kind])
     first, last = (sorted(f.glob("checkpoints/*")) for f in (finished[kind], tmp_path))
     assert len(first) == 30 and [p.name for p in last] == [p.name for p in first[step - 1 :]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_checkpoints_are_dictionaries_on_the_way(finished, kind):
+    last = read_snapshot(finished[kind], 30, mesh=make_mesh(1, 2))
+    exact = load(finished[kind])
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        np.testing.assert_array_equal(getattr(last, name), getattr(exact, name))
+    early = read_snapshot(finished[kind], 3)
+    assert early.activation == exact.activation and (early.W_dec != exact.W_dec).any()
+    with pytest.raises(JaxdiffError, match="no checkpoint of step 31: 1, 2, 3, .* 30 kept"):
+        read_snapshot(finished[kind], 31)
 
 
 class Interrupted:
@@ -185,3 +198,16 @@ def test_saves_by_time_and_by_step(script, memory, tmp_path, monkeypatch):
     run(script, memory, tmp_path / "c", "dense", checkpoint_every=20, keep_every=12)
     assert saved == [12, 20, 24, 30]
     assert [int(p.name) for p in sorted(tmp_path.glob("c/checkpoints/*"))] == [12, 24]
+
+
+def test_the_command_line_says_so_and_exits_as_after_sigterm(monkeypatch, capfd):
+    from jaxdiff import cli, pipeline
+
+    said = "preempted after step 9, which is saved; run again to go on"
+
+    def stop(settings):
+        raise Preempted(said)
+
+    monkeypatch.setattr(pipeline, "train", stop)
+    assert cli.main(["train", "quickstart"]) == 128 + signal.SIGTERM
+    assert capfd.readouterr().err == f"jaxdiff: {said}\n"
