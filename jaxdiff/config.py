@@ -161,6 +161,8 @@ class DictionaryConfig(Config):
     """Sources that the encoder reads, by number; all when None."""
     writes: tuple[int, ...] | None = None
     """Sources that are reconstructed, by number; all when None."""
+    difference: bool = False
+    """Train on the difference of two models, fine-tuned minus base, as one source (diff-SAE)."""
     skip: bool = False
     """Add an affine map from what is read to what is written."""
     median_bias: bool = True
@@ -307,6 +309,18 @@ class RunConfig(Config):
     """Devices."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random in the run."""
+
+    def compares(self, name: str) -> bool:
+        """Tells whether a dictionary is of two models at one site, so that a diff can be made."""
+        own, sources = self.dictionaries[name], 2 + len(self.models.others)
+        parts = own.difference or own.reads is not None or own.writes is not None
+        return sources * len(self.site.split(",")) == 2 and not parts
+
+    @pydantic.model_validator(mode="after")
+    def _alike(self) -> "RunConfig":
+        if self.null_pair and len(self.null_pair.others) != len(self.models.others):
+            raise ValueError("null_pair must have as many models as models")
+        return self
 
     @pydantic.field_validator("out")
     @classmethod

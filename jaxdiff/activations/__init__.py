@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from jaxdiff.activations._harvest import Harvest as Harvest
     from jaxdiff.activations._harvest import harvest as harvest
     from jaxdiff.activations._scan import scan as scan
+    from jaxdiff.activations._difference import DifferenceSource as DifferenceSource
+    from jaxdiff.activations._difference import difference as difference
     from jaxdiff.activations.normalization import Moments as Moments
     from jaxdiff.activations.normalization import Normalization as Normalization
     from jaxdiff.activations.pair import ModelPair as ModelPair
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ActivationSource": "source",
     "BatchIterator": "source",
+    "DifferenceSource": "_difference",
     "Harvest": "_harvest",
     "ModelPair": "pair",
     "Moments": "normalization",
@@ -38,6 +41,7 @@ _HOMES = {
     "Store": "store",
     "StoreSource": "source",
     "StreamSource": "stream",
+    "difference": "_difference",
     "harvest": "_harvest",
     "scan": "_scan",
     "write_store": "write",
@@ -46,6 +50,7 @@ _HOMES = {
 __all__ = [
     "ActivationSource",
     "BatchIterator",
+    "DifferenceSource",
     "Harvest",
     "ModelPair",
     "Moments",
@@ -54,6 +59,7 @@ __all__ = [
     "Store",
     "StoreSource",
     "StreamSource",
+    "difference",
     "harvest",
     "scan",
     "write_store",

@@ -19,7 +19,7 @@ from jaxdiff.activations._devices import (
 )
 from jaxdiff.activations._program import Observed, observe
 from jaxdiff.activations.normalization import Moments
-from jaxdiff.activations.pair import ModelPair, check_pair
+from jaxdiff.activations.pair import ModelPair, check_pair, source_name
 from jaxdiff.config import HarvestConfig
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.types import ActivationBatch, TokenBatch
@@ -46,7 +46,7 @@ def harvest(
     Args:
         pair: The models.
         batches: Text: one epoch. With several processes, this process's shard of it.
-        site: Where to read, by any name that `canonical_site` knows.
+        site: Where to read, by any name that `canonical_site` knows; several separated by commas.
         config: Batch dtype and masking; `batch` is not used, the text has its own.
         mesh: Devices; text rows are split over all of them, both axes. None: one device.
 
@@ -72,8 +72,8 @@ class Harvest:
     """An iterator of activations whose position can be saved; made by `harvest`.
 
     Attributes:
-        site: Canonical name of the site.
-        shape: (M, D).
+        site: Canonical name of the site, or of several separated by commas.
+        shape: (S, D), with a source for each model at each site.
         moments: Moments of the used rows yielded so far.
     """
 
@@ -206,10 +206,10 @@ class Harvest:
         bad = np.argwhere(~finite & valid[:, None])
         if not len(bad):
             return
-        token, model = bad[0]
+        token, source = bad[0]
         at = np.unravel_index(token, batch.tokens.shape)
         raise JaxdiffError(
-            f"the {self._pair.names[model]} model's activations are not finite: sequence "
+            f"{source_name(self._pair, self.site, int(source))} are not finite: sequence "
             f"{batch.sequences[at]}, position {batch.positions[at]}, token {batch.tokens[at]}",
             where=self.site,
             fix="load the model in another dtype, or check its weights",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdiff.activations.pair import SEPARATOR
 from jaxdiff.models import LM, run
 
 
@@ -38,7 +39,7 @@ class Observed:
 @partial(jax.jit, static_argnames=("site", "dtype", "rows"))
 def observe(
     models: tuple[LM, ...],
-    tokens: Int[Array, "M B T"],
+    tokens: Int[Array, "N B T"],
     sequences: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     first: Int[Array, ""],
@@ -56,19 +57,20 @@ def observe(
         sequences: Document of each token; -1 is padding.
         positions: Position in the document [tokens].
         first: Tokens at earlier positions are masked [tokens].
-        limit: Tokens whose norm is above this in any model are masked.
-        site: Canonical name of the site.
+        limit: Tokens whose norm is above this in any source are masked.
+        site: Canonical names of the sites.
         dtype: Dtype of the results.
         rows: Sharding of the results over B; None on one device.
 
     Returns:
         Activations with masks and moments. Everything is measured on the values as returned.
     """
+    names = tuple(site.split(SEPARATOR))
     taps = [
-        run(lm, t, (site,), sequences=sequences, positions=positions, logits=False)[1][site]
+        run(lm, t, names, sequences=sequences, positions=positions, logits=False)[1]
         for lm, t in zip(models, tokens, strict=True)
     ]
-    x = jnp.stack([tap.astype(dtype) for tap in taps], axis=2)
+    x = jnp.stack([tap[name].astype(dtype) for name in names for tap in taps], axis=2)
     wide = x.astype(jnp.float32)
     norm = jnp.sqrt(jnp.sum(jnp.square(wide), axis=-1))
     usable = (sequences >= 0) & (positions >= first)

@@ -10,15 +10,18 @@ from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, canonical_site, sites
 from jaxdiff.types import HostOrDevice
 
+SEPARATOR = ", "
+"""Between the names of several sites."""
+
 
 @dataclass(frozen=True)
 class ModelPair:
-    """Models that read the same tokens: base and fine-tuned, or one alone for an SAE.
+    """Models that read the same tokens: base and fine-tuned, more of them, or one alone for an SAE.
 
     Attributes:
         models: M models; their configs may differ where activations and vocabulary do not.
         base_token_map: Token ids that are replaced before the first model reads them.
-        names: What messages call the models.
+        names: What messages call the first models.
     """
 
     models: tuple[LM, ...]
@@ -47,13 +50,42 @@ class ModelPair:
 def check_pair(pair: ModelPair, site: str) -> tuple[str, tuple[int, int]]:
     """Checks that the models can be compared at a site, before anything is compiled.
 
+    Args:
+        pair: The models.
+        site: One site, or several separated by commas.
+
     Returns:
-        The canonical name of the site, and the shape (M, D) of one row of activations there.
+        The canonical names of the sites, and the shape (S, D) of one row of activations there. Each
+        model at each site is a source: all models at the first site come first.
 
     Raises:
         JaxdiffError: If vocabularies or widths differ, a model has no such site, its activations
             are no vectors, or `base_token_map` leaves the vocabulary.
     """
+    specs = [lm.spec for lm in pair.models]
+    _check_tokens(pair)
+    found = [_check_site(pair, name.strip()) for name in site.split(",")]
+    names, widths = zip(*found, strict=True)
+    if len(set(widths)) > 1:
+        raise JaxdiffError(
+            "the sites have activations of different width: "
+            + ", ".join(f"{name} {width}" for name, width in found),
+            where="site",
+            fix="read sites of one width together",
+        )
+    return SEPARATOR.join(names), (len(specs) * len(names), widths[0])
+
+
+def source_name(pair: ModelPair, site: str, source: int) -> str:
+    """Returns what messages call a source, by its number and the canonical names of the sites."""
+    at, model = divmod(source, len(pair.models))
+    known = model < len(pair.names)
+    whose = f"the {pair.names[model]} model's" if known else f"model {model + 1}'s"
+    sites = site.split(SEPARATOR)
+    return f"{whose} activations" + (f" at {sites[at]}" if len(sites) > 1 else "")
+
+
+def _check_tokens(pair: ModelPair) -> None:
     specs = [lm.spec for lm in pair.models]
     vocabs = [spec.vocab_size for spec in specs]
     if len(set(vocabs)) > 1:
@@ -62,6 +94,17 @@ def check_pair(pair: ModelPair, site: str) -> tuple[str, tuple[int, int]]:
             where="models",
             fix="compare models that share a tokenizer",
         )
+    outside = [t for item in pair.base_token_map.items() for t in item if not 0 <= t < vocabs[0]]
+    if outside:
+        raise JaxdiffError(
+            f"token {outside[0]} is not in the models' vocabulary of {vocabs[0]} tokens",
+            where="models.base_token_map",
+        )
+
+
+def _check_site(pair: ModelPair, site: str) -> tuple[str, int]:
+    """Returns the canonical name of a site, and its width."""
+    specs = [lm.spec for lm in pair.models]
     names = [canonical_site(spec, site) for spec in specs]
     shapes = [sites(spec)[name][2:] for spec, name in zip(specs, names, strict=True)]
     if len(set(shapes)) > 1 or len(set(names)) > 1:
@@ -72,13 +115,7 @@ def check_pair(pair: ModelPair, site: str) -> tuple[str, tuple[int, int]]:
         )
     if len(shapes[0]) != 1 or not isinstance(shapes[0][0], int):
         raise JaxdiffError(f"activations at {site} are no vectors: {shapes[0]}", where="site")
-    outside = [t for item in pair.base_token_map.items() for t in item if not 0 <= t < vocabs[0]]
-    if outside:
-        raise JaxdiffError(
-            f"token {outside[0]} is not in the models' vocabulary of {vocabs[0]} tokens",
-            where="models.base_token_map",
-        )
-    return names[0], (len(specs), shapes[0][0])
+    return names[0], shapes[0][0]
 
 
 def _list(pair: ModelPair, values: list) -> str:

@@ -242,7 +242,7 @@ def _check(dictionary: Dictionary, rows: Rows) -> None:
     latents, models, width = dictionary.W_dec.shape
     if models != 2 or dictionary.reads is not None or dictionary.writes is not None:
         raise JaxdiffError(
-            "a diff needs a dictionary of two models at one site, this one reads "
+            "a diff needs a dictionary of two models, this one reads "
             f"{dictionary.W_enc.shape[0]} sources and writes {models}",
             where=f"dictionary with {latents} latents",
             fix="train it on activations of the base and the fine-tuned model",

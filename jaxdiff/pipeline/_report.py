@@ -11,6 +11,7 @@ from jaxdiff import __version__, manifest, models, organisms
 from jaxdiff import report as pages
 from jaxdiff.activations import Store
 from jaxdiff.config import RunConfig
+from jaxdiff.errors import JaxdiffError
 from jaxdiff.pipeline import inputs
 from jaxdiff.pipeline._diff import NAME, behaviours
 from jaxdiff.pipeline.plan import SPLITS, Stage, pairs, plan
@@ -30,8 +31,14 @@ def report(config: RunConfig) -> Path:
         The page.
 
     Raises:
-        JaxdiffError: If an earlier stage is missing or damaged.
+        JaxdiffError: If an earlier stage is missing or damaged, or there is no diff to report.
     """
+    if not any(map(config.compares, config.dictionaries)):
+        raise JaxdiffError(
+            "there is nothing to report: no dictionary is of two models at one site",
+            where="dictionaries",
+            fix="read what was trained with `jaxdiff.training.read_result`",
+        )
     results = collect(config)
     folder, data = config.out / "report", json.dumps(results, indent=1, allow_nan=False).encode()
     read = {"results": manifest.fingerprint("results", config=results, inputs={}, seed=0)}
@@ -53,7 +60,7 @@ def collect(config: RunConfig) -> dict[str, Any]:
     diffs = {
         pair: {
             name: json.loads((stages[f"{pair}/diff/{name}"].folder / NAME).read_text())
-            for name in config.dictionaries
+            for name in filter(config.compares, config.dictionaries)
         }
         for pair in pairs(config)
     }

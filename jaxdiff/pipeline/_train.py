@@ -4,19 +4,27 @@ import contextlib
 import functools
 import math
 
-from jaxdiff.activations import ActivationSource, Store, StoreSource, scan
+from jaxdiff.activations import (
+    ActivationSource,
+    DifferenceSource,
+    Store,
+    StoreSource,
+    difference,
+    scan,
+)
 from jaxdiff.config import RunConfig
 from jaxdiff.mesh import data_parts, make_mesh
 from jaxdiff.pipeline._harvest import stream
 from jaxdiff.pipeline.plan import Stage, pairs, plan
 from jaxdiff.progress import log
-from jaxdiff.training import train_together
+from jaxdiff.training import Validation, train_together
 
 
 def train(config: RunConfig) -> None:
     """Trains the dictionaries of the config on each pair's activations.
 
-    Those of one pair are trained in one pass, `train.together` at a time.
+    Those of one pair are trained in one pass, `train.together` at a time; those of the models'
+    difference in another, since they have a source of their own.
 
     Args:
         config: The run; its harvest must be complete.
@@ -27,10 +35,12 @@ def train(config: RunConfig) -> None:
     """
     stages = plan(config)
     for pair in pairs(config):
-        trained = [s for s in stages.values() if s.kind == "train" and s.pair == pair]
-        size = config.train.together or len(trained)
-        for start in range(0, len(trained), size):
-            _train_some(config, stages, trained[start : start + size])
+        own = [s for s in stages.values() if s.kind == "train" and s.pair == pair]
+        for differs in (False, True):
+            trained = [s for s in own if config.dictionaries[s.what].difference == differs]
+            size = config.train.together or max(len(trained), 1)
+            for start in range(0, len(trained), size):
+                _train_some(config, stages, trained[start : start + size])
 
 
 def _train_some(config: RunConfig, stages: dict[str, Stage], chosen: list[Stage]) -> None:
@@ -48,14 +58,24 @@ def _train_some(config: RunConfig, stages: dict[str, Stage], chosen: list[Stage]
         if not folders:
             return
         log(", ".join(stage.name for stage in folders.values()))
+        source: ActivationSource = _source(config, stages, pair)
+        validation: Validation = functools.partial(
+            scan, Store.open(held_out.folder), config.train.batch
+        )
+        if config.dictionaries[chosen[0].what].difference:
+            source, validation = DifferenceSource(source), _differences(validation)
         train_together(
             {work: config.dictionaries[stage.what] for work, stage in folders.items()},
             config.train,
-            _source(config, stages, pair),
-            functools.partial(scan, Store.open(held_out.folder), config.train.batch),
+            source,
+            validation,
             seed=config.seed,
             mesh=make_mesh(config.mesh.data, config.mesh.latent),
         )
+
+
+def _differences(validation: Validation) -> Validation:
+    return lambda: map(difference, validation())
 
 
 def _source(config: RunConfig, stages: dict[str, Stage], pair: str) -> ActivationSource:

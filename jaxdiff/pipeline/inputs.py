@@ -42,12 +42,11 @@ def resolve_text(config: RunConfig) -> TextConfig:
 
 
 def load_pair(pair: PairConfig, mesh: Mesh) -> ModelPair:
-    """Loads both models to the mesh."""
+    """Loads the models to the mesh."""
     dtype = jnp.dtype(pair.dtype)
-    both = tuple(
-        models.load(resolve(name), dtype=dtype, mesh=mesh) for name in (pair.base, pair.ft)
-    )
-    return ModelPair(both, base_token_map=pair.base_token_map)
+    names = (pair.base, pair.ft, *pair.others)
+    loaded = tuple(models.load(resolve(name), dtype=dtype, mesh=mesh) for name in names)
+    return ModelPair(loaded, base_token_map=pair.base_token_map)
 
 
 def load_tokenizer(pair: PairConfig) -> Tokenizer:
@@ -60,7 +59,8 @@ def fingerprints(config: RunConfig, pair: PairConfig) -> dict[str, str]:
     tokenizer = load_tokenizer(pair)
     _check_vocabularies(pair, tokenizer)
     state = json.dumps([tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template])
-    return {
+    others = {f"model {i}": models.fingerprint(resolve(n)) for i, n in enumerate(pair.others, 3)}
+    return others | {
         "base": models.fingerprint(resolve(pair.base)),
         "ft": models.fingerprint(resolve(pair.ft)),
         "tokenizer": manifest.fingerprint("tokenizer", config={}, inputs={"state": state}, seed=0),
@@ -71,21 +71,22 @@ def fingerprints(config: RunConfig, pair: PairConfig) -> dict[str, str]:
 def _check_vocabularies(pair: PairConfig, tokenizer: Tokenizer) -> None:
     """Refuses two models that read the same token id as different tokens.
 
-    A base model without tokenizer files is trusted.
+    A model without tokenizer files is trusted.
     """
-    try:
-        base = text.load_tokenizer(resolve(pair.base)).get_vocab()
-    except JaxdiffError:
-        return
-    other = {token: i for token, i in tokenizer.get_vocab().items() if base.get(token, i) != i}
-    if other:
-        token, i = next(iter(other.items()))
-        raise JaxdiffError(
-            f"the models have different vocabularies: {len(other)} tokens have other ids, "
-            f"for instance {token!r}, {base[token]} in the base and {i} in the fine-tune",
-            where=f"{pair.base}, {pair.ft}",
-            fix="compare a model with a fine-tune of itself",
-        )
+    for name in (pair.base, *pair.others):
+        try:
+            known = text.load_tokenizer(resolve(name)).get_vocab()
+        except JaxdiffError:
+            continue
+        other = {t: i for t, i in tokenizer.get_vocab().items() if known.get(t, i) != i}
+        if other:
+            token, i = next(iter(other.items()))
+            raise JaxdiffError(
+                f"the models have different vocabularies: {len(other)} tokens have other ids, "
+                f"for instance {token!r}, {known[token]} in {name} and {i} in the fine-tune",
+                where=f"{name}, {pair.ft}",
+                fix="compare a model with a fine-tune of itself",
+            )
 
 
 def _resolve_source(source: SourceConfig, out: Path) -> SourceConfig:

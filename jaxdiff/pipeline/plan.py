@@ -75,7 +75,8 @@ def pairs(config: RunConfig) -> dict[str, PairConfig]:
 def plan(config: RunConfig) -> dict[str, Stage]:
     """Returns all stages of a run by name, in an order in which they can be done.
 
-    In stream mode there is no harvest of the train split.
+    In stream mode there is no harvest of the train split, and of dictionaries that are not of two
+    models at one site there is no diff.
 
     Raises:
         JaxdiffError: If models or text cannot be found, or do not fit together.
@@ -91,7 +92,8 @@ def plan(config: RunConfig) -> dict[str, Stage]:
             streamed = None
         for name in config.dictionaries:
             made[name] = _train(config, pair, name, made, streamed)
-            made[f"diff {name}"] = _diff(config, pair, name, made)
+            if config.compares(name):
+                made[f"diff {name}"] = _diff(config, pair, name, made)
         stages |= {stage.name: stage for stage in made.values()}
     order = ("harvest", "train", "diff")
     return dict(sorted(stages.items(), key=lambda item: order.index(item[1].kind)))
