@@ -40,6 +40,8 @@ class PairConfig(Config):
     """Dtype of the models' weights and activations while they run."""
     base_token_map: dict[int, int] = {}
     """Token ids replaced before they are fed to the base model (control tokens it never saw)."""
+    others: tuple[str, ...] = ()
+    """More models that are read with these two; dictionaries of three or more are not diffed."""
 
 
 class SourceConfig(Config):
@@ -294,7 +296,7 @@ class RunConfig(Config):
     null_pair: PairConfig | None = None
     """A pair with nothing to find, put through the same pipeline; None leaves it out."""
     site: str = "blocks.13.resid_post"
-    """Where activations are read."""
+    """Where activations are read; several sites, separated by commas, are sources side by side."""
     text: TextConfig
     """Text to run the models on."""
     harvest: HarvestConfig = HarvestConfig()

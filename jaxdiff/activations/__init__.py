@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
+    from jaxdiff.activations._difference import DifferenceSource as DifferenceSource
+    from jaxdiff.activations._difference import difference as difference
     from jaxdiff.activations._harvest import Harvest as Harvest
     from jaxdiff.activations._harvest import harvest as harvest
     from jaxdiff.activations._scan import scan as scan
-    from jaxdiff.activations._difference import DifferenceSource as DifferenceSource
-    from jaxdiff.activations._difference import difference as difference
     from jaxdiff.activations.normalization import Moments as Moments
     from jaxdiff.activations.normalization import Normalization as Normalization
     from jaxdiff.activations.pair import ModelPair as ModelPair
