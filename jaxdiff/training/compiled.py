@@ -144,8 +144,10 @@ def compile_step(config: DictionaryConfig, train: TrainConfig, like: State, mesh
         return _guarded(step, state, x, normalization, train)
 
     def part(state, x, normalization) -> tuple[State, Info]:
-        x = lax.all_gather(x, DATA, tiled=True)
-        step = functools.partial(sparse_step, config=config, train=train, axes=(DATA, LATENT))
+        # A sum over one device would still be a copy.
+        axes = (DATA, LATENT) if mesh.size > 1 else ()
+        x = lax.all_gather(x, DATA, tiled=True) if axes else x
+        step = functools.partial(sparse_step, config=config, train=train, axes=axes)
         return _guarded(step, state, x, normalization, train)
 
     shardings = jax.tree.map(lambda a: a.sharding, like)
