@@ -57,7 +57,7 @@ def constrain(free: Dictionary, config: DictionaryConfig) -> Dictionary:
         own = jnp.asarray(belongs(config))
         W_dec = jnp.where(own[:, :, None], W_dec, 0.0)
         W_enc = None if W_enc is None else jnp.where(own.T[:, None, :], W_enc, 0.0)
-    if config.tied:
+    if W_enc is None:  # Tied.
         W_enc = jnp.transpose(W_dec, (1, 2, 0))
     if config.activation == "jumprelu":
         threshold = jnp.exp(threshold)

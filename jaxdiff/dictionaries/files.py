@@ -13,6 +13,7 @@ from jaxdiff.errors import JaxdiffError
 from jaxdiff.manifest import write_atomically
 
 NAME = "dictionary"
+_SIDES = ("reads", "writes")
 
 
 def save(d: Dictionary, folder: Path, **record: Any) -> None:
@@ -50,10 +51,11 @@ def load(folder: str | Path) -> Dictionary:
         # A skip, and sources of its own, are what most dictionaries have not.
         leaves = {name: jnp.asarray(arrays[name]) for name in LEAVES if name != "W_skip"}
         skip = jnp.asarray(arrays["W_skip"]) if "W_skip" in arrays else None
-        static = {name: settings[name] for name in STATIC if name not in ("reads", "writes")}
-        sides = {name: settings.get(name) for name in ("reads", "writes")}
-        sides = {name: None if found is None else tuple(found) for name, found in sides.items()}
-        return Dictionary(**leaves, W_skip=skip, **static, **sides)
+        static: dict[str, Any] = {name: settings[name] for name in STATIC if name not in _SIDES}
+        for name in _SIDES:
+            found = settings.get(name)
+            static[name] = None if found is None else tuple(found)
+        return Dictionary(**leaves, W_skip=skip, **static)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise JaxdiffError(
             f"the dictionary cannot be read: {type(error).__name__}: {error}",

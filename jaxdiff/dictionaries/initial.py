@@ -36,14 +36,13 @@ def init(config: DictionaryConfig, shape: tuple[int, int], *, key: PRNGKeyArray)
     if reads != writes:
         encoder = _rows(config, (len(reads), shape[1]), jax.random.fold_in(key, 1))
     skip = (len(reads), shape[1], len(writes), shape[1])
-    gated = config.activation == "gated"
     d = Dictionary(
         W_enc=jnp.transpose(encoder, (1, 2, 0)),
         b_enc=jnp.zeros(config.latents),
         W_dec=W_dec,
         b_dec=jnp.zeros((len(writes), shape[1])),
         threshold=_thresholds(config, len(writes)),
-        activation="jumprelu" if gated else config.activation,
+        activation="jumprelu" if config.activation == "gated" else config.activation,
         k=config.k,
         code_norm=config.code_norm,
         W_skip=jnp.zeros(skip) if config.skip else None,

@@ -93,7 +93,9 @@ def loss(
         reconstruction_loss, squared=config.loss == "mse", cross=config.cross
     )
     errors = _errors(d, active, read, target, config.prefixes, dtype)
-    reconstruction, error = sum(map(objective, errors)), errors[-1]
+    reconstruction, error = objective(errors[0]), errors[-1]
+    for nested in errors[1:]:
+        reconstruction = reconstruction + objective(nested)
     fired = jnp.any(codes.keep, axis=tuple(range(codes.keep.ndim - 1)))
     norms = code_norms(d)
     if config.activation == "gated":

@@ -128,7 +128,7 @@ def to_dictionary(tables: Tables, config: DictionaryConfig, shape: tuple[int, in
         W_dec=tables.W_dec.params.reshape(latents, *shape),
         b_dec=tables.b_dec.params.reshape(shape),
         threshold=jnp.zeros(shape[:1] if config.code_norm == "decoupled" else ()),
-        activation=config.activation,
+        activation="batch_topk",
         k=config.k,
         code_norm=config.code_norm,
     )
