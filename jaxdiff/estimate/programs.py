@@ -214,7 +214,9 @@ def _too_large(message: str) -> str | None:
     """Returns what the compiler says of a program that does not fit; None of other faults."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
-    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
+    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message) or re.search(
+        r"required for .*? \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message
+    )
     if found:
         return f"the compiler needs {found[1]} of {found[2]} of memory"
     return message.splitlines()[0]
