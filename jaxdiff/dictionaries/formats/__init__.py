@@ -16,7 +16,7 @@ from jaxdiff.dictionaries.formats import (
     science_of_finetuning,
     sparsify,
 )
-from jaxdiff.dictionaries.formats._format import Format, Imported
+from jaxdiff.dictionaries.formats._format import Format, Imported, unsupported
 from jaxdiff.dictionaries.normalization import Normalization
 from jaxdiff.errors import JaxdiffError
 
@@ -41,8 +41,8 @@ def import_dictionary(path: str | Path, format: str | None = None) -> Imported:
 
     Its latents are the tool's own: `encode(found.dictionary, found.normalization.apply(x))` is what
     the tool's encoder makes of raw activations `x`, except that it does not shift or scale tokens
-    one by one. A gated SAE becomes the jumprelu one that it is equal to. `.pt` files are read
-    without running what they contain.
+    one by one. A gated SAE becomes the jumprelu one that it is equal to; a transcoder reads source
+    0 of a batch and writes source 1. `.pt` files are read without running what they contain.
 
     Args:
         path: Folder of the files, or one of them.
@@ -92,8 +92,20 @@ def export_dictionary(
     Raises:
         JaxdiffError: If the format is not known, or has no place for such a dictionary.
     """
-    shape = (d.b_dec.shape[0], d.b_dec.shape[1])
-    _known(format).write(d, normalization or Normalization.identity(shape), Path(path))
+    shape = (d.sources, d.b_dec.shape[1])
+    found, known = _extras(d), _known(format)
+    if missing := sorted(found - known.extras):
+        raise unsupported(f"a {' and '.join(missing)} dictionary in {format}", Path(path))
+    known.write(d, normalization or Normalization.identity(shape), Path(path))
+
+
+def _extras(d: Dictionary) -> frozenset[str]:
+    has = {
+        "transcoder": d.reads != d.writes,
+        "skip": d.W_skip is not None,
+        "group_max": d.activation == "group_max",
+    }
+    return frozenset(name for name, there in has.items() if there)
 
 
 def _known(format: str) -> Format:

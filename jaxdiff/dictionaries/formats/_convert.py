@@ -26,6 +26,8 @@ def dictionary(
     k: float | int | np.ndarray | None = 0.0,
     code_norm: CodeNorm = "none",
     centred: bool = False,
+    W_skip: np.ndarray | None = None,
+    transcoder: bool = False,
 ) -> Dictionary:
     """Makes a dictionary from a format's arrays.
 
@@ -39,6 +41,8 @@ def dictionary(
         k: Active latents per token; 0 where the format does not say.
         code_norm: How decoder norms weigh.
         centred: The format encodes x - b_dec; the difference goes into the bias.
+        W_skip: Map from what an SAE or transcoder reads to what it writes, [D, D].
+        transcoder: Whether it reads source 0 and writes source 1.
 
     Returns:
         The dictionary.
@@ -46,7 +50,9 @@ def dictionary(
     Raises:
         JaxdiffError: If topk or batch_topk have no k that they could keep.
     """
-    if activation in ("topk", "batch_topk") and not (k is not None and 1 <= k <= b_enc.size):
+    if activation in ("topk", "batch_topk", "group_max") and not (
+        k is not None and 1 <= k <= b_enc.size
+    ):
         raise JaxdiffError(f"k must be from 1 to the {b_enc.size} latents, not {k}", where="k")
     if W_enc.ndim == 2:
         W_enc, W_dec, b_dec = W_enc[None], W_dec[:, None], b_dec[None]
@@ -58,12 +64,15 @@ def dictionary(
         activation=activation,
         k=float(k or 0),
         code_norm=code_norm,
+        W_skip=None if W_skip is None else jnp.asarray(W_skip.astype(FLOAT)[None, :, None]),
+        reads=(0,) if transcoder else None,
+        writes=(1,) if transcoder else None,
     )
 
 
 def imported(d: Dictionary, scale: np.ndarray | float = 1.0) -> Imported:
-    """Returns a dictionary for activations times `scale`, one number or one a model."""
-    shape = d.b_dec.shape
+    """Returns a dictionary for activations times `scale`, one number or one a source."""
+    shape = (d.sources, d.b_dec.shape[1])
     scales = np.broadcast_to(np.asarray(scale, FLOAT), shape[:1])
     return Imported(d, Normalization(np.zeros(shape, FLOAT), np.array(scales)))
 
@@ -116,6 +125,8 @@ def arrays(d: Dictionary) -> dict[str, np.ndarray]:
             "W_dec": found["W_dec"][:, 0],
             "b_dec": found["b_dec"][0],
         }
+    if d.W_skip is not None:
+        found["W_skip"] = np.asarray(d.W_skip, np.float64)[0, :, 0]
     return found
 
 
@@ -151,7 +162,7 @@ def thresholds(d: Dictionary, where: Path, format: str) -> np.ndarray:
         JaxdiffError: If that is no rule of `d`: topk, or other thresholds for other models.
     """
     latents = d.b_enc.shape
-    if d.activation == "topk" or d.code_norm == "decoupled":
+    if d.activation in ("topk", "group_max") or d.code_norm == "decoupled":
         raise unsupported(f"a {d.code_norm} {d.activation} dictionary in {format}", where)
     if d.activation == "relu":
         return np.zeros(latents)

@@ -32,12 +32,14 @@ class Format:
         matches: Whether a folder or file looks like one of them, by names alone.
         read: Reads a dictionary.
         write: Writes a dictionary for activations normalised so into a folder.
+        extras: Which of "transcoder", "skip" and "group_max" it can write.
     """
 
     about: str
     matches: Callable[[Path], bool]
     read: Callable[[Path], Imported]
     write: Callable[[Dictionary, Normalization, Path], None]
+    extras: frozenset[str] = frozenset()
 
 
 def unsupported(what: str, where: Path | str) -> JaxdiffError:

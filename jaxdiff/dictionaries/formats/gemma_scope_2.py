@@ -1,6 +1,7 @@
 """Gemma Scope 2: `config.json`, and `params.safetensors` or `params_layer_N.safetensors`.
 
-JumpReLU latents; nothing is subtracted before encoding. A crosscoder has a file for each layer and
+JumpReLU latents; nothing is subtracted before encoding. A transcoder has another site out than in,
+and may add x times `affine_skip_connection`. A crosscoder has a file for each layer and
 is weakly causal: the latents of file N read layer N alone and write all layers. Here that is one
 dictionary, latents of layer 0 first, whose encoder is zero for the layers a latent does not read.
 Format: google/gemma-scope-2-*; the layout of crosscoders by third parties' loaders.
@@ -18,6 +19,7 @@ from jaxdiff.dictionaries.formats._format import Format, Imported, folder_of, un
 from jaxdiff.dictionaries.normalization import Normalization
 
 SETTINGS, WEIGHTS, LAYER = "config.json", "params.safetensors", "params_layer_{}.safetensors"
+SKIP = "affine_skip_connection"
 _SHAPES = {"w_enc": "D L", "b_enc": "L", "w_dec": "L D", "b_dec": "D", "threshold": "L"}
 
 
@@ -30,24 +32,27 @@ def _read(path: Path) -> Imported:
     folder = folder_of(path)
     settings = files.read_settings(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     site, target = settings.get("hf_hook_point_in"), settings.get("hf_hook_point_out")
+    transcoder = target not in (None, site)
     # Cross-layer transcoders have the files of a crosscoder.
-    if target not in (None, site) or any("clt" in part for part in folder.resolve().parts[-2:]):
-        raise unsupported(f"a transcoder from {site} to {target}", folder)
+    if any("clt" in part for part in folder.resolve().parts[-2:]):
+        raise unsupported("a cross-layer transcoder", folder)
     if (folder / WEIGHTS).is_file():
         if settings.get("architecture", "jump_relu") != "jump_relu":
             raise unsupported(f"the architecture {settings['architecture']!r}", folder)
-        t = _tensors(folder / WEIGHTS, _SHAPES)
-        threshold = t.pop("threshold")
-        d = convert.dictionary(*t.values(), activation="jumprelu", threshold=threshold)
+        found = files.read_tensors(folder / WEIGHTS)
+        t = files.take(found, _SHAPES, folder / WEIGHTS, optional={SKIP: "D D"})
+        weights, skip = (t[name] for name in _SHAPES if name != "threshold"), t.get(SKIP)
+        rule: dict[str, Any] = {"activation": "jumprelu", "threshold": t["threshold"]}
+        transcoder = transcoder or skip is not None
+        d = convert.dictionary(*weights, **rule, W_skip=skip, transcoder=transcoder)
         return convert.imported(d)
+    if transcoder:
+        raise unsupported(f"a transcoder of several layers, from {site} to {target}", folder)
     return convert.imported(_crosscoder(folder))
 
 
 def _tensors(path: Path, shapes: dict[str, str]) -> dict[str, Any]:
-    found = files.read_tensors(path)
-    if "affine_skip_connection" in found:
-        raise unsupported("an affine skip connection", path)
-    return files.take(found, shapes, path)
+    return files.take(files.read_tensors(path), shapes, path)
 
 
 def _crosscoder(folder: Path) -> Dictionary:
@@ -76,13 +81,17 @@ def _write(d: Dictionary, normalization: Normalization, folder: Path) -> None:
     if d.W_dec.shape[1] == 1:
         d = convert.sae(d, folder, "Gemma Scope 2")
     threshold = convert.thresholds(d, folder, "Gemma Scope 2")
-    named = {name.lower(): array for name, array in convert.arrays(d).items()}
+    found = convert.arrays(d)
+    skip = {SKIP: found.pop("W_skip")} if "W_skip" in found else {}
+    named = {name.lower(): array for name, array in found.items()} | skip
     tensors = {n: v.astype(np.float32) for n, v in (named | {"threshold": threshold}).items()}
     if d.W_dec.shape[1] == 1:
         files.write_tensors(folder / WEIGHTS, tensors)
     else:
         _write_crosscoder(tensors, folder)
-    files.write_settings(folder / SETTINGS, {"architecture": "jump_relu"})
+    sites = {"hf_hook_point_in": "read", "hf_hook_point_out": "written"}
+    sites = sites if d.reads != d.writes else {}
+    files.write_settings(folder / SETTINGS, {"architecture": "jump_relu"} | sites)
 
 
 def _write_crosscoder(tensors: dict[str, np.ndarray], folder: Path) -> None:
@@ -102,4 +111,5 @@ FORMAT = Format(
     _matches,
     _read,
     _write,
+    extras=frozenset(("transcoder", "skip")),
 )

@@ -3,7 +3,8 @@
 A standard SAE encodes relu((x - b_dec) W_enc + b_enc), where b_dec is subtracted only with
 `apply_b_dec_to_input`. BatchTopK is published as jumprelu with the same threshold for all latents;
 checkpoints of its training have `topk_threshold`. With `rescale_acts_by_decoder_norm` latents are
-ranked, and returned, times their decoder norm.
+ranked, and returned, times their decoder norm. Transcoders subtract nothing; a skip adds
+x W_skip^T.
 Format: SAELens 6, sae_lens/saes and loading/pretrained_sae_loaders.py.
 """
 
@@ -29,6 +30,12 @@ _BIASES = {
     "jumprelu": {"b_enc": "L", "threshold": "L"},
     "gated": {"b_gate": "L", "r_mag": "L", "b_mag": "L"},
 }
+_TRANSCODERS = {
+    "transcoder": ("standard", {}),
+    "skip_transcoder": ("standard", {"W_skip": "D D"}),
+    "jumprelu_transcoder": ("jumprelu", {}),
+    "jumprelu_skip_transcoder": ("jumprelu", {"W_skip": "D D"}),
+}
 
 
 def _matches(path: Path) -> bool:
@@ -39,16 +46,18 @@ def _matches(path: Path) -> bool:
 def _read(path: Path) -> Imported:
     folder = folder_of(path)
     settings = _modern(files.read_settings(folder / SETTINGS))
-    kind = settings["architecture"]
+    name = settings["architecture"]
+    kind, extra = _TRANSCODERS.get(name, (name, {}))
     if kind not in _BIASES:
-        raise unsupported(f"the architecture {kind!r} (only {', '.join(_BIASES)})", folder)
+        known = ", ".join((*_BIASES, *_TRANSCODERS))
+        raise unsupported(f"the architecture {kind!r} (only {known})", folder)
     found = files.read_tensors(folder / WEIGHTS)
     # Older versions wrote a factor of each latent; theirs refuses one that is not 1.
     if not np.allclose(files.as_float(found.pop("scaling_factor", 1.0)), 1.0):
         raise unsupported("latents scaled after training (scaling_factor)", folder)
     if "log_threshold" in found:
         found["threshold"] = np.exp(files.as_float(found.pop("log_threshold")))
-    tensors = files.take(found, _SHAPES | _BIASES[kind], folder / WEIGHTS)
+    tensors = files.take(found, _SHAPES | _BIASES[kind] | extra, folder / WEIGHTS)
     W_enc, W_dec, b_dec = (tensors[name] for name in _SHAPES)
     if kind == "gated":
         factor, threshold = convert.gated(*(tensors[name] for name in _BIASES[kind]))
@@ -60,9 +69,12 @@ def _read(path: Path) -> Imported:
         norms = np.linalg.norm(W_dec.astype(np.float64), axis=-1)
         W_enc, b_enc = W_enc * norms, b_enc * norms
         W_dec = W_dec / np.where(norms > 0, norms, 1.0)[:, None]
-    centred = settings["apply_b_dec_to_input"]
-    d = convert.dictionary(W_enc, b_enc, W_dec, b_dec, centred=centred, **rule)
-    return convert.imported(d, _scale(settings["normalize_activations"], folder))
+    transcoder, skip = name in _TRANSCODERS, tensors.get("W_skip")
+    rule |= {"centred": settings["apply_b_dec_to_input"] and not transcoder}
+    rule |= {"transcoder": transcoder, "W_skip": None if skip is None else skip.T}
+    d = convert.dictionary(W_enc, b_enc, W_dec, b_dec, **rule)
+    scale = _scale(settings["normalize_activations"], folder)
+    return convert.imported(d, np.array([scale, 1.0]) if transcoder else scale)
 
 
 def _rule(kind: str, settings: dict[str, Any], tensors: Any, folder: Path) -> dict[str, Any]:
@@ -111,8 +123,18 @@ def _write(d: Dictionary, normalization: Normalization, folder: Path) -> None:
         extra = {"k": round(d.k), "rescale_acts_by_decoder_norm": False}
     else:
         kind, extra = "standard" if d.activation == "relu" else "jumprelu", {}
+    transcoder, base = d.reads != d.writes, kind
+    if transcoder or d.W_skip is not None:
+        wanted = base, {"W_skip": "D D"} if d.W_skip is not None else {}
+        named = (name for name, made_of in _TRANSCODERS.items() if made_of == wanted)
+        kind = next(named, None) if transcoder else None
+        if kind is None:
+            raise unsupported(f"such a {d.activation} dictionary in SAELens", folder)
+        extra |= {"d_out": d.b_dec.shape[1]}
     tensors = {name: a.astype(np.float32) for name, a in convert.arrays(d).items()}
-    if kind == "jumprelu":
+    if "W_skip" in tensors:
+        tensors["W_skip"] = tensors["W_skip"].T
+    if base == "jumprelu":
         tensors["threshold"] = convert.thresholds(d, folder, "SAELens").astype(np.float32)
     width, latents = tensors["W_enc"].shape
     settings = {
@@ -131,4 +153,10 @@ def _write(d: Dictionary, normalization: Normalization, folder: Path) -> None:
     files.write_settings(folder / SETTINGS, settings)
 
 
-FORMAT = Format("SAELens: cfg.json, sae_weights.safetensors", _matches, _read, _write)
+FORMAT = Format(
+    "SAELens: cfg.json, sae_weights.safetensors",
+    _matches,
+    _read,
+    _write,
+    extras=frozenset(("transcoder", "skip")),
+)

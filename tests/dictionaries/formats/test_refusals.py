@@ -83,7 +83,7 @@ def test_another_format_than_the_files_have(golden):
 @pytest.mark.parametrize(
     ("case", "name", "changes", "message"),
     [
-        ("saelens_standard", "cfg.json", {"architecture": "transcoder"}, "'transcoder'"),
+        ("saelens_standard", "cfg.json", {"architecture": "temporal"}, "'temporal'"),
         ("saelens_standard", "cfg.json", {"normalize_activations": "layer_norm"}, "layer_norm"),
         (
             "saelens_standard",
@@ -91,9 +91,9 @@ def test_another_format_than_the_files_have(golden):
             {"normalize_activations": "constant_norm_rescale"},
             "constant_norm_rescale",
         ),
-        ("sparsify", "cfg.json", {"transcode": True}, "a transcoder"),
-        ("sparsify", "cfg.json", {"skip_connection": True}, "skip connection"),
-        ("sparsify", "cfg.json", {"activation": "groupmax"}, "groupmax"),
+        ("sparsify", "cfg.json", {"skip_connection": True}, "W_skip is missing"),
+        ("sparsify", "cfg.json", {"activation": "jumprelu"}, "the activation jumprelu"),
+        ("sparsify", "cfg.json", {"signed": True}, "the activation signed topk"),
         (
             "dictionary_learning_AutoEncoder",
             "config.json",
@@ -129,14 +129,11 @@ SQUARE = {"w_enc": np.eye(3), "w_dec": np.eye(3), "b_enc": [0] * 3, "b_dec": [0]
 SQUARE["threshold"] = [0] * 3
 
 
-def test_transcoders_of_gemma_scope_2(tmp_path):
-    _save(tmp_path / "a" / "params.safetensors", **SQUARE, affine_skip_connection=np.eye(3))
-    with pytest.raises(JaxdiffError, match="affine skip connection"):
-        import_dictionary(tmp_path / "a")
-    _save(tmp_path / "b" / "params.safetensors", **SQUARE)
+def test_transcoders_over_layers_of_gemma_scope_2(tmp_path):
+    _save(tmp_path / "b" / "params_layer_0.safetensors", **SQUARE)
     sites = {"hf_hook_point_in": "layers.1.input", "hf_hook_point_out": "layers.1.output"}
     (tmp_path / "b" / "config.json").write_text(json.dumps(sites))
-    with pytest.raises(JaxdiffError, match="transcoder from layers.1.input to layers.1.output"):
+    with pytest.raises(JaxdiffError, match="from layers.1.input to layers.1.output"):
         import_dictionary(tmp_path / "b")
     _save(tmp_path / "clt" / "params_layer_0.safetensors", **SQUARE)
     with pytest.raises(JaxdiffError, match="transcoder"):
