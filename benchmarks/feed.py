@@ -75,12 +75,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(folder: pathlib.Path, shape: Shape, rows: int, seconds: float) -> list[dict[str, Any]]:
     """Returns one record for each side."""
-    found = []
+    found, drawn = [], list(_draw(shape, rows))
     for dtype in DTYPES:
         path = folder / dtype
         config = HarvestConfig(dtype=dtype, chunk=4096)
         start = time.perf_counter()
-        write_store(path, Recorded(list(_draw(shape, rows)), site="drawn"), config=config)
+        write_store(path, Recorded(drawn, site="drawn"), config=config)
         written = time.perf_counter() - start
         store = Store.open(path)
         batches = StoreSource(store).batches(shape.batch, seed=0)

@@ -29,25 +29,31 @@ def fit(
 
     Args:
         config: Settings of the dictionary.
-        train: Settings of training; `checkpoint_every` is not used.
+        train: Settings of training; those of checkpoints are not used.
         batches: At least `train.steps` normalised batches.
-        seed: Seed of the initial directions.
+        seed: Seed of the initial directions, unless the config has one.
 
     Returns:
         The dictionary, its threshold not yet calibrated, and the logged metrics.
 
     Raises:
-        JaxdiffError: If there is no batch.
+        JaxdiffError: If there is no batch, or one is not finite and such are not skipped.
     """
-    mesh, step, state, lines = make_mesh(1, 1), None, None, []
+    mesh, step, state, lines, shape = make_mesh(1, 1), None, None, [], (0, 0)
     for done, x in enumerate(itertools.islice(batches, train.steps), 1):
-        x = put(np.asarray(x, np.float32), mesh)
-        shape = x.shape[1:]
+        x = np.asarray(x, np.float32)
+        if not np.isfinite(x).all():
+            if train.bad_batch == "skip":
+                continue
+            raise JaxdiffError(f"batch {done} has values that are not finite", where="batches")
+        x = put(x, mesh)
+        shape = (x.shape[1], x.shape[2])
         same = Normalization.identity(shape)
         if step is None or state is None:
             start, like = compile_init(config, train, shape, mesh)
             step = compile_step(config, train, like, mesh)
-            state = start(x, same, key=jax.random.key(seed))
+            first = seed if config.seed is None else config.seed
+            state = start(x, same, key=jax.random.key(first))
         state, info = step(state, x, same)
         if done % train.log_every == 0 or done == train.steps:
             lines.append((done, done * train.batch, info))

@@ -210,7 +210,9 @@ def _run(
                 saved_at = time.monotonic()
             if stop and not last:
                 raise Preempted(f"preempted after step {done}, which is saved; run again to go on")
-            advance(1, f"{active[0].note()}  waited {waited:.0%}" if active[0].lines else "")
+            advance(
+                1, f"{active[0].note()}  waited for data {waited:.0%}" if active[0].lines else ""
+            )
 
 
 def _is_due(done: int, train: TrainConfig, logged: bool, saved_at: float) -> bool:

@@ -78,7 +78,13 @@ def test_a_loss_that_is_not_finite_stops_training(memory, tmp_path):
 def test_a_source_that_ends_early_is_named(script, memory, tmp_path):
     class Short(memory.MemorySource):
         def batches(self, batch, *, seed, epochs=None):
-            return iter([memory.batch_of(self.x[:batch])] * 3)
+            return Three(self.x, batch, seed)
+
+    class Three(memory.Batches):
+        def __next__(self):
+            if self.at == 3:
+                raise StopIteration
+            return super().__next__()
 
     source = Short(memory.gaussian_source().x)
     with pytest.raises(JaxdiffError, match="ended after 3 of 30 steps of 32 tokens"):
