@@ -114,7 +114,7 @@ class DictionaryConfig(Config):
     """batch_topk: k per token on average over the batch; topk: k for each; group_max: one of each
     of k groups; relu: L1 penalty; jumprelu: learned thresholds; gated: gates (becomes jumprelu)."""
     k: float = Field(default=100.0, gt=0)
-    """Active latents [latents per token]; with a sparsity penalty, what `match_l0` steers to."""
+    """Active latents [latents per token]; for relu, the L0 that `match_l0` steers to."""
     code_norm: Literal["crosscoder", "sae", "mixed", "none", "decoupled"] = "crosscoder"
     """Weight of a latent in ranking and penalty, from its decoder norms (crosscoder: their sum)."""
     loss: Literal["l2", "mse"] = "l2"
@@ -128,7 +128,7 @@ class DictionaryConfig(Config):
     l1_warmup: int = Field(default=0, ge=0)
     """Steps over which that weight rises linearly from 0 [steps]."""
     match_l0: bool = False
-    """Steer the sparsity penalty during training until L0 is k, then hold it."""
+    """Steer the L1 weight during training until L0 is k, then hold it (relu only)."""
     penalty: Literal["tanh", "l0"] = "tanh"
     """Sparsity of jumprelu: tanh, of 4 times value times code norm; l0, the active latents."""
     pre_penalty: float = Field(default=0.0, ge=0)
@@ -176,10 +176,9 @@ class DictionaryConfig(Config):
     def _consistent(self) -> "DictionaryConfig":
         if (self.k_start is None) != (self.k_anneal == 0):
             raise ValueError("k_start and k_anneal belong together: give both or neither")
-        if self.match_l0 and (not self.penalised or self.l1 == 0 or self.l1_warmup):
+        if self.match_l0 and (self.activation != "relu" or self.l1 == 0 or self.l1_warmup):
             raise ValueError(
-                "match_l0 needs activation relu, jumprelu or gated, an l1 above 0 to start from, "
-                "and no l1_warmup"
+                "match_l0 needs activation relu, an l1 above 0 to start from, and no l1_warmup"
             )
         if self.code_norm == "decoupled" and self.activation in ("jumprelu", "gated"):
             raise ValueError(f"{self.activation} has one threshold a latent: code_norm decoupled")

@@ -68,8 +68,8 @@ def loss(
     * relu: l1 * sum_j f_j N_j. Reference, also for topk: arXiv:2504.02922, section 2 and appendix.
     * topk, batch_topk, group_max: aux * L_aux.
     * jumprelu: l1 * penalty + pre_penalty * sum_j relu(t_j - pre_j) N_j; see `penalties.sparsity`.
-    * gated: l1 * sum_j g_j N_j, and the reconstruction from g through a decoder that is held
-      constant, where g is the positive part of the gates (arXiv:2404.16014, section 3).
+    * gated: l1 * sum_j g_j N_j, and the reconstruction from g, with decoder and N held constant,
+      where g is the positive part of the gates (arXiv:2404.16014, section 3).
 
     Args:
         d: What training moves; see `constraints.release`.
@@ -100,7 +100,8 @@ def loss(
     norms = code_norms(d)
     if config.activation == "gated":
         gates = jax.nn.relu(codes.pre - d.threshold[None]) / gate_scale(free)[None]
-        sparse = jnp.sum(gates * norms[None]) / len(x)
+        # Their gradient would shrink decoders, which the held decoder below could never undo.
+        sparse = jnp.sum(gates * lax.stop_gradient(norms)[None]) / len(x)
         (guess,) = _errors(_held(d), gates, read, target, (), dtype)
         aux, weight = objective(guess), 1.0
     else:
