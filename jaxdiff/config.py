@@ -224,7 +224,7 @@ class TrainConfig(Config):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of Adam's first moment; with 0, work and updates can follow the active latents."""
     step: Literal["auto", "dense", "sparse"] = "auto"
-    """auto: sparse where the settings allow it (batch_topk, beta1 0) and the device is faster so."""
+    """auto: sparse where plain batch_topk and beta1 0 allow it and the device is faster so."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of Adam's second moments in the sparse step."""
     clip: float | None = Field(default=1.0, gt=0)

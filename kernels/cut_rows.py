@@ -2,9 +2,10 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jaxdiff.kernels.bisect import last_that
-from jaxdiff.kernels.select import ABOVE, LOWEST, Scores
 from jaxtyping import Array, Bool, Int32
+
+from .bisect import last_that
+from .select import ABOVE, LOWEST, Scores
 
 
 def cut_rows(

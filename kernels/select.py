@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxdiff.kernels.bisect import last_that
-from jaxdiff.kernels.bitmap import Entries, entries, pack, places
 from jaxtyping import Array, Float, Int32
+
+from .bisect import last_that
+from .bitmap import Entries, entries, pack, places
 
 # Patterns of the smallest normal float and of the first one above +inf. Processors that flush
 # subnormal numbers would take a subnormal pivot for 0.
@@ -118,8 +119,8 @@ def _narrow(scores: Scores, n, most: int, near) -> _Search:
 
     def look(s: _Search) -> _Search:
         # The barrier keeps the scores inside of the loop: one pass, and no array of them.
-        inside, pivot = lax.optimization_barrier((scores[:3], s.pivot))
-        words = pack(Scores(*inside, scores.first, scores.axes).all() >= _float(pivot))
+        norms, bias, pivot = lax.optimization_barrier((scores.norms, scores.bias, s.pivot))
+        words = pack(scores._replace(norms=norms, bias=bias).all() >= _float(pivot))
         count = scores.total(places(words))
         low = jnp.where(count > most, s.pivot, s.low)
         high = jnp.where(count < n, s.pivot, s.high)

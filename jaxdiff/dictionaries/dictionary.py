@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxdiff.kernels.largest import largest_per_row  # pyright: ignore[reportMissingImports]
+from jaxdiff.kernels.largest import largest_per_row
 
 Activation = Literal["relu", "topk", "batch_topk", "jumprelu", "group_max"]
 CodeNorm = Literal["crosscoder", "sae", "mixed", "none", "decoupled"]

@@ -16,7 +16,7 @@ from jaxdiff.dictionaries.dictionary import (
     pre_activations,
     ranking_keys,
 )
-from jaxdiff.kernels.largest import largest  # pyright: ignore[reportMissingImports]
+from jaxdiff.kernels.largest import largest
 
 
 class Codes(NamedTuple):

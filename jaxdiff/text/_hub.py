@@ -45,7 +45,7 @@ class HubSource:
 @functools.lru_cache(maxsize=16)
 def _load(path: str, split: str) -> Any:
     try:
-        import datasets  # pyright: ignore[reportMissingImports]
+        import datasets
     except ImportError:
         raise JaxdiffError(
             "Hugging Face datasets need the package `datasets`",

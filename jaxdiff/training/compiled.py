@@ -24,9 +24,16 @@ from jaxdiff.training.step import Info, train_step
 from jaxdiff.types import HostOrDevice
 
 # Which dimension of a leaf runs over latents, by a name on its path; all others are replicated.
-_DENSE = {"W_enc": (None, None, LATENT), "b_enc": (LATENT,), "W_dec": (LATENT,), "idle": (LATENT,)}
+_DENSE: dict[str, tuple] = {
+    "W_enc": (None, None, LATENT),
+    "b_enc": (LATENT,),
+    "W_dec": (LATENT,),
+    "idle": (LATENT,),
+}
 # In the sparse step each device sees the whole batch and has latents of its own.
-_SPARSE = dict.fromkeys(("W_enc", "b_enc", "W_dec", "last", "idle"), ((DATA, LATENT),))
+_SPARSE: dict[str, tuple] = dict.fromkeys(
+    ("W_enc", "b_enc", "W_dec", "last", "idle"), ((DATA, LATENT),)
+)
 
 # Settings of the dictionary that the sparse step does not know, unless they are left alone.
 _DENSE_ONLY = ("prefixes", "tied", "shared", "dedicated", "reads", "writes", "skip")

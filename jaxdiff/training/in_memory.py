@@ -39,24 +39,29 @@ def fit(
     Raises:
         JaxdiffError: If there is no batch, or one is not finite and such are not skipped.
     """
-    mesh, step, state, lines, shape = make_mesh(1, 1), None, None, [], (0, 0)
-    for done, x in enumerate(itertools.islice(batches, train.steps), 1):
+    mesh, lines = make_mesh(1, 1), []
+    rest = iter(batches)
+    first = next(rest, None)
+    if first is None:
+        raise JaxdiffError("there is no batch to train on", where="batches")
+    _, models, width = first.shape
+    shape, same = (models, width), Normalization.identity((models, width))
+    start, like = compile_init(config, train, shape, mesh)
+    step = compile_step(config, train, like, mesh)
+    state = None
+    for done, x in enumerate(itertools.islice(itertools.chain([first], rest), train.steps), 1):
         x = np.asarray(x, np.float32)
         if not np.isfinite(x).all():
             if train.bad_batch == "skip":
                 continue
             raise JaxdiffError(f"batch {done} has values that are not finite", where="batches")
         x = put(x, mesh)
-        shape = (x.shape[1], x.shape[2])
-        same = Normalization.identity(shape)
-        if step is None or state is None:
-            start, like = compile_init(config, train, shape, mesh)
-            step = compile_step(config, train, like, mesh)
-            first = seed if config.seed is None else config.seed
-            state = start(x, same, key=jax.random.key(first))
+        if state is None:
+            own = seed if config.seed is None else config.seed
+            state = start(x, same, key=jax.random.key(own))
         state, info = step(state, x, same)
         if done % train.log_every == 0 or done == train.steps:
             lines.append((done, done * train.batch, info))
     if state is None:
-        raise JaxdiffError("there is no batch to train on", where="batches")
+        raise JaxdiffError("no batch is finite", where="batches")
     return trained(state, config, shape, mesh), [history.record(*line) for line in lines]

@@ -1,6 +1,6 @@
 """State of the sparse step: parameters by latent, and second moments that decay when needed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Int32
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.dictionary import Dictionary
-from jaxdiff.kernels.row_adam.rule import BETA2, Table  # pyright: ignore[reportMissingImports]
+from jaxdiff.kernels.row_adam.rule import BETA2, Table
 from jaxdiff.training.sparsity import L1State
 from jaxdiff.training.state import TrainState, make_optimizer
 
@@ -110,7 +110,7 @@ def to_dense(
 
     params = to_dictionary(state.tables, config, shape)
     moments = Tables(*(Table(settled(t), t.moment) for t in state.tables))
-    fresh = make_optimizer(config, train).init(params)
+    fresh = make_optimizer(config, train).init(cast(Any, params))
     nu = to_dictionary(moments, config, shape)
     optimizer = jax.tree.map(
         lambda node: node._replace(nu=nu) if _is_adam(node) else node, fresh, is_leaf=_is_adam

@@ -68,7 +68,7 @@ def sparse_step(
     norm = jnp.sqrt(scores.total(squares) + jnp.sum(jnp.square(gradient.b_dec)))
     schedule = Schedule(
         step=state.step + 1,
-        rate=learning_rate(config, train)(state.step),
+        rate=jnp.asarray(learning_rate(config, train)(state.step)),
         scale=jnp.minimum(1.0, train.clip / norm) if train.clip else jnp.ones(()),
     )
     tables = _apply(state, gradient, schedule)
@@ -163,7 +163,7 @@ def _apply(state: RowState, g: _Gradient, schedule: Schedule) -> Tables:
     moved = row_adam(tables[:3], state.last, g.sources, g.rows, g.weights, g.offsets, **how)
     just = jnp.full(1, state.step)  # The decoder bias moves in every step.
     b_dec = update_rows(tables.b_dec, jnp.zeros(1, jnp.int32), g.b_dec[None], just, **how)
-    return Tables(*moved, b_dec)
+    return Tables(moved[0], moved[1], moved[2], b_dec)
 
 
 def _parts(x, error, codes: _Codes, fired, reconstruction, aux, scores: Scores, config) -> Parts:

@@ -82,8 +82,9 @@ def update_rows(
         scale: Factor of the gradient, below 1 where it is clipped.
     """
     since = (step - last.at[rows].get(mode="clip"))[:, None]
-    old = [a.at[rows].get(mode="clip") for a in (table.params, table.moment)]
-    params, moment = adam(*old, scale * gradient, since=since, step=step, rate=rate)
+    value = table.params.at[rows].get(mode="clip")
+    moment = table.moment.at[rows].get(mode="clip")
+    params, moment = adam(value, moment, scale * gradient, since=since, step=step, rate=rate)
     new = Table(params, moment)
     if table.squares is not None:
         parts = params.reshape(*rows.shape, table.squares.shape[1], -1)

@@ -47,7 +47,7 @@ def row_squares(
     layout = lay_out(offsets, indices.size)
     zeros = tuple(jnp.zeros((TILE, source.shape[1])) for source in sources)
     totals = fold_segments(layout, _sums(layout, sources, indices, weights), add, zeros)
-    return sum(jnp.sum(total) for total in totals)
+    return sum((jnp.sum(total) for total in totals), jnp.zeros(()))
 
 
 def _sums(layout, sources, indices, weights):
