@@ -31,7 +31,7 @@ def test_the_papers_preset_has_the_papers_setting():
     ("change", "said"),
     [
         ({"sead": 1}, "did you mean seed?"),
-        ({"train": {"step": 3}}, "did you mean steps?"),
+        ({"train": {"stepps": 3}}, "did you mean steps?"),
         ({"text": {"sources": [{"pth": "x"}]}}, "did you mean path?"),
         ({"dictionaries": {"l1": {"latent": 3}}}, "did you mean latents?"),
         ({"null_pair": {"bas": "x"}}, "did you mean base?"),

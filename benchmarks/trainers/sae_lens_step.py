@@ -24,7 +24,10 @@ class SAELens:
             sae.W_enc.copy_(torch.from_numpy(problem.encoder))
             sae.W_dec.copy_(torch.from_numpy(problem.decoder))
         config = SAETrainerConfig(
-            total_training_samples=10**9, train_batch_size_samples=s.batch, lr=problem.rate
+            total_training_samples=10**9,
+            train_batch_size_samples=s.batch,
+            lr=problem.rate,
+            lr_end=problem.rate,
         )
         self._trainer = SAETrainer(config, sae, iter(()))
 
