@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.config import DictionaryConfig
-from jaxdiff.dictionaries.aux import aux_k
+from jaxdiff.dictionaries.aux_k import aux_k
 from jaxdiff.dictionaries.constraints import constrain, gate_scale
 from jaxdiff.dictionaries.decoding import decode_rows, offset
 from jaxdiff.dictionaries.dictionary import (
