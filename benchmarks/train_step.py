@@ -2,6 +2,7 @@
 
     pip install -e . torch==2.13.0 sae-lens==6.54.12
     pip install --no-deps dictionary-learning==0.1.0 eai-sparsify==1.3.3
+    pip install simple-parsing einops natsort schedulefree nnsight
     python benchmarks/train_step.py --shape C1 --peers --json results.json
 
 All sides start from the same weights and get the same heavy-tailed rows, and the squared error of

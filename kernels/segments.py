@@ -40,9 +40,9 @@ class Layout(NamedTuple):
     slots: Int32[Array, " P"]
     valid: Bool[Array, " P"]
 
-    def place(self, values: Array, otherwise: Any = 0) -> Array:
-        """Returns what belongs to each place, from what belongs to each slot."""
-        return jnp.where(self.valid, values[self.slots], jnp.asarray(otherwise, values.dtype))
+    def place(self, values: Array) -> Array:
+        """Returns what belongs to each place, from what belongs to each slot, and 0 elsewhere."""
+        return jnp.where(self.valid, values[self.slots], jnp.zeros((), values.dtype))
 
 
 def lay_out(offsets: Int32[Array, " _"], size: int) -> Layout:

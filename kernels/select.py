@@ -5,7 +5,7 @@ A pivot near the last step's threshold cuts out few more candidates than are wan
 that the n largest are among them; otherwise the pivot moves and the count is taken again. The
 exact threshold is then searched in the short list. What crosses devices is counts.
 
-Reference: bisection on bit patterns as in `largest`, which marks the same set.
+`largest` marks the same set by bisection alone, and subnormal scores too.
 """
 
 from collections.abc import Callable
@@ -121,7 +121,8 @@ def _narrow(scores: Scores, n, most: int, near) -> _Search:
         # The barrier keeps the scores inside of the loop: one pass, and no array of them.
         norms, bias, pivot = lax.optimization_barrier((scores.norms, scores.bias, s.pivot))
         words = pack(scores._replace(norms=norms, bias=bias).all() >= _float(pivot))
-        count = scores.total(places(words))
+        # Cut off, so that the sum over devices fits into 32 bits; more than `most` is too many.
+        count = scores.total(jnp.minimum(places(words), most + 1))
         low = jnp.where(count > most, s.pivot, s.low)
         high = jnp.where(count < n, s.pivot, s.high)
         middle = low + (high - low) // 2
@@ -188,7 +189,7 @@ def _among_equals(scores: Scores, n, size: int, threshold):
     place = lax.broadcasted_iota(jnp.int32, values.shape, 1) + scores.first
 
     def count(chosen):
-        return scores.total(places(pack(chosen)))
+        return scores.total(jnp.minimum(places(pack(chosen)), size + 1))
 
     needed = n - count(values > value)
     r, i = _earliest(

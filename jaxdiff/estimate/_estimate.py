@@ -98,9 +98,16 @@ def estimate(config: RunConfig, topology: Topology, *, width: int | None = None)
             left out.
 
     Raises:
-        JaxdiffError: If the mesh does not fit the topology or the run, or no model's config can be
+        JaxdiffError: If the mesh does not fit the topology or the run, there are other sources
+            than two models at one site, or no model's config can be
             read and no width is given.
     """
+    if "," in config.site or config.models.others:
+        raise JaxdiffError(
+            "only runs of two models at one site are estimated",
+            where="site",
+            fix="give one --site and no models.others; more sources need more in proportion",
+        )
     sizes = split(topology, config.mesh)
     mesh = make_mesh(topology, sizes) if topology.compiled else None
     for own in config.dictionaries.values():
@@ -115,7 +122,8 @@ def estimate(config: RunConfig, topology: Topology, *, width: int | None = None)
             costs = _checked(programs.harvest_costs(config, specs, site, mesh), costs)
         stages["harvest"] = _stage(costs, topology, _idle(config, topology.devices))
     for name, own in config.dictionaries.items():
-        asked = own, config.train, (2, width), config.harvest.computed
+        sources = 1 if own.difference else 2
+        asked = own, config.train, (sources, width), config.harvest.computed
         costs = analytic.train_costs(*asked, sizes)
         if mesh is not None:
             costs = _checked(programs.train_costs(*asked, mesh), costs)

@@ -2,7 +2,7 @@
 
 After the encoder, which both share, the dense step does four products of `[B, L]` with `[L, M D]`
 and the sparse step four passes over the selected entries. One of each is timed, in the shapes of
-the run. On a CPU the passes win by far; on an accelerator they do only for many latents.
+the run.
 """
 
 import time

@@ -126,7 +126,17 @@ def compile_init(
     """Returns the jitted `(x, normalization, key=) -> state`, and the state's shapes and shardings.
 
     The state is made where it will stay; no device ever holds all of it.
+
+    Raises:
+        JaxdiffError: If more latents are to be active than there are.
     """
+    most = max(config.k, config.k_start or 0.0)
+    if not config.penalised and most > config.latents:
+        raise JaxdiffError(
+            f"k = {most:g} is above its {config.latents} latents",
+            where="dictionary.k",
+            fix="lower k and k_start, or raise latents",
+        )
 
     def start(x, normalization, *, key) -> State:
         state = init_state(config, train, normalization.apply(x.astype(jnp.float32)), key=key)

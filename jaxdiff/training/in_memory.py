@@ -14,6 +14,7 @@ from jaxdiff.dictionaries.dictionary import Dictionary
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.mesh import make_mesh
 from jaxdiff.training import history
+from jaxdiff.training.break_even import faster_step
 from jaxdiff.training.compiled import compile_init, compile_step, put, trained
 from jaxdiff.types import HostOrDevice
 
@@ -37,15 +38,23 @@ def fit(
         The dictionary, its threshold not yet calibrated, and the logged metrics.
 
     Raises:
-        JaxdiffError: If there is no batch, or one is not finite and such are not skipped.
+        JaxdiffError: If there is no batch, the first one has another size than `train.batch`, or
+            one is not finite and such are not skipped.
     """
     mesh, lines = make_mesh(1, 1), []
     rest = iter(batches)
     first = next(rest, None)
     if first is None:
         raise JaxdiffError("there is no batch to train on", where="batches")
-    _, models, width = first.shape
+    rows, models, width = first.shape
+    if rows != train.batch:
+        raise JaxdiffError(
+            f"a batch has {rows} rows, train.batch is {train.batch}",
+            where="batches",
+            fix=f"give batches of {train.batch} rows, or set train.batch to {rows}",
+        )
     shape, same = (models, width), Normalization.identity((models, width))
+    train = train.model_copy(update={"step": faster_step(config, train, shape, mesh)})
     start, like = compile_init(config, train, shape, mesh)
     step = compile_step(config, train, like, mesh)
     state = None

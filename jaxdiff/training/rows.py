@@ -104,12 +104,12 @@ def to_dense(
     since = (state.step - state.last).astype(jnp.float32)
     decay = jnp.exp(since * jnp.log(jnp.float32(BETA2)))[:, None]
 
-    def settled(table: Table) -> Array:
-        moment = table.moment.astype(jnp.float32)
-        return moment * decay if moment.shape[0] == decay.shape[0] else moment
+    def settled(table: Table, factor: Array | float) -> Table:
+        return Table(table.moment.astype(jnp.float32) * factor, table.moment)
 
     params = to_dictionary(state.tables, config, shape)
-    moments = Tables(*(Table(settled(t), t.moment) for t in state.tables))
+    by_latent = (settled(table, decay) for table in state.tables[:3])
+    moments = Tables(*by_latent, settled(state.tables.b_dec, 1.0))
     fresh = make_optimizer(config, train).init(cast(Any, params))
     nu = to_dictionary(moments, config, shape)
     optimizer = jax.tree.map(

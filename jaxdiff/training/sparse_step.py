@@ -37,7 +37,8 @@ def sparse_step(
 ) -> tuple[RowState, Info]:
     """Does one step of Adam (beta1 = 0) of a batch_topk dictionary on a normalised batch.
 
-    It is the step of `train_step` with the same optimizer, up to the order of sums.
+    It is the step of `train_step` with the same optimizer, up to the order of sums; with
+    `train.dtype` bfloat16 only the encoder's product is in it.
 
     Args:
         state: State; on a mesh, this device's latents.
@@ -52,7 +53,10 @@ def sparse_step(
     tables, k = state.tables, annealed_k(config, state.step)
     rows = x.reshape(x.shape[0], -1)
     scores = _scores(state, rows, config, train, axes)
-    codes = _encode(scores, state, jnp.round(k * x.shape[0]), _slots(config, x.shape[0]))
+    slots = _slots(config, x.shape[0])
+    # k is float32 here: its product may round to one more than the slots, which are exact.
+    n = jnp.minimum(jnp.round(k * x.shape[0]).astype(jnp.int32), slots)
+    codes = _encode(scores, state, n, slots)
     guess = scores.total(weighted_gather(tables.W_dec.params, *codes.by_row))
     error = x - (guess + tables.b_dec.params).reshape(x.shape)
     squared, cross = config.loss == "mse", config.cross
@@ -61,7 +65,7 @@ def sparse_step(
     gradient = _gradient(tables, codes, rows, -pulled.reshape(rows.shape))
 
     fired = codes.selection.entries.offsets[1:] > codes.selection.entries.offsets[:-1]
-    dead = ~fired & (state.idle + x.shape[0] >= config.dead_after)
+    dead = ~fired & (state.idle + x.shape[0] >= config.dead_after) & (config.aux > 0)
     revived = revival.revive(tables.W_dec.params, scores, dead, error, config=config)
     squares = row_squares(gradient.sources, gradient.rows, gradient.weights, gradient.offsets)
     squares = squares + revival.squares(revived, tables.W_dec.params, rows)
@@ -133,7 +137,7 @@ def _scores(state: RowState, x, config, train, axes) -> Scores:
 
 
 def _encode(scores: Scores, state: RowState, n, slots: int) -> _Codes:
-    selection = select(scores, n.astype(jnp.int32), size=slots, near=state.near)
+    selection = select(scores, n, size=slots, near=state.near)
     found = selection.entries
     values = scores.values(found.indices, found.groups)
     shape = scores.pre.shape

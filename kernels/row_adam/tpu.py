@@ -56,7 +56,8 @@ def row_adam(
 def _update(table: Table, given: lists.Listed, offsets, since, step, factors, interpret) -> Table:
     rows, width = table.params.shape
     blocks = pl.cdiv(rows, _BLOCK)
-    each = pl.cdiv(blocks, _CORES)
+    cores = min(_CORES, blocks)
+    each = pl.cdiv(blocks, cores)
     since = jnp.pad(since, (0, blocks * _BLOCK - rows)).reshape(blocks, 1, _BLOCK)
 
     def block(core, i, *_):
@@ -71,7 +72,7 @@ def _update(table: Table, given: lists.Listed, offsets, since, step, factors, in
         out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in streamed],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(_CORES, each),
+            grid=(cores, each),
             in_specs=[
                 *[pl.BlockSpec(memory_space=pl.ANY)] * 3,
                 pl.BlockSpec((1, 1, _BLOCK), lambda *at: (*block(*at), 0)),

@@ -31,7 +31,8 @@ def weighted_gather(
     groups, width = offsets.size - 1, source.shape[1]
     given = lists.listed(source, indices, weights)
     blocks = pl.cdiv(groups, _BLOCK)
-    each = pl.cdiv(blocks, _CORES)
+    cores = min(_CORES, blocks)
+    each = pl.cdiv(blocks, cores)
     block = pl.BlockSpec(
         (_BLOCK, width), lambda core, i, _: (jnp.minimum(core * each + i, blocks - 1), 0)
     )
@@ -41,7 +42,7 @@ def weighted_gather(
         out_shape=jax.ShapeDtypeStruct((groups, width), jnp.float32),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(_CORES, each),
+            grid=(cores, each),
             in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * 3,
             out_specs=block,
             scratch_shapes=lists.scratch(given.source),

@@ -66,6 +66,7 @@ def test_rows_of_text_that_leave_devices_idle(capsys):
             "data=3 x latent=2 does not use the 8 devices",
         ),
         (["gemma2_2b_chat", "--topology", "h100:8"], "give --width"),
+        (["layers", "--topology", "h100:8"], "two models at one site"),
     ],
 )
 def test_what_cannot_be_estimated(capsys, words, message):

@@ -101,6 +101,8 @@ def test_fit_is_the_same_training_without_a_folder(memory, tmp_path):
     assert [line["step"] for line in lines] == [2, 4, 6]
     with pytest.raises(JaxdiffError, match="no batch"):
         fit(QUICK, settings, [], seed=5)
+    with pytest.raises(JaxdiffError, match="16 rows, train.batch is 32"):
+        fit(QUICK, settings, [np.zeros((16, 2, 3), np.float32)], seed=5)
 
 
 def test_history_is_cut_back_to_the_checkpoint(tmp_path):

@@ -111,6 +111,23 @@ def test_second_moments_may_be_bfloat16():
     assert runs["bfloat16"] != runs["float32"]
 
 
+def test_dead_latents_without_auxk_cost_nothing_and_count_nothing():
+    train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, beta1=0.0, step="sparse")
+    infos, _ = run_on(make_mesh(1, 1), settings(k=1, dead_after=1, aux=0.0), train)
+    assert float(infos[-1].dead) > 0 and all(float(info.aux) == 0 for info in infos)
+
+
+def test_a_k_that_rounds_up_selects_no_more_than_there_are_slots():
+    """float32 makes 1.015 x 100 into 101.5, which rounds to 102; its slots are 101."""
+    config, train = settings(k=1.015, median_bias=False), TrainConfig(batch=100, beta1=0.0)
+    x = next(batches(2))
+    x = jnp.asarray(np.concatenate([x, x])[:100])
+    state = to_rows(init_state(config, train, x, key=jax.random.key(0)), train)
+    step = jax.jit(functools.partial(sparse_step, config=config, train=train))
+    _, info = step(state, x)
+    assert round(float(info.l0) * 100) == 101
+
+
 @pytest.mark.parametrize("shape", [(1, 2), (4, 1), (2, 4)])
 def test_every_mesh_takes_the_same_step(shape):
     config = settings(dead_after=300, aux=0.5, aux_k=3)

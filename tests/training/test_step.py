@@ -146,3 +146,10 @@ def test_aux_revives_dead_latents():
     assert dead_at_the_end(0.0)[1] >= 0.4
     before, after = dead_at_the_end(1 / 32)
     assert before >= 0.3 and after <= before / 2
+
+
+@pytest.mark.parametrize("change", [{"k": 20}, {"k": 4, "k_start": 20, "k_anneal": 5}])
+def test_more_active_latents_than_there_are_are_refused(change):
+    config = DictionaryConfig(latents=16, **change)
+    with pytest.raises(JaxdiffError, match="k = 20 is above its 16 latents"):
+        compiled.compile_init(config, TrainConfig(batch=BATCH), SHAPE, make_mesh(1, 1))
