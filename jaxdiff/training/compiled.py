@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +182,7 @@ def compile_step(config: DictionaryConfig, train: TrainConfig, like: State, mesh
 
 
 def _guarded(
-    step: Callable, state: State, x: Array, normalization: Normalization, train: TrainConfig
+    step: Callable, state: State, x: Array, normalization: Any, train: TrainConfig
 ) -> tuple[State, Info]:
     """Takes a step on raw rows; where bad ones are skipped, they leave the state as it was."""
     finite = jnp.all(jnp.isfinite(x))

@@ -3,13 +3,15 @@
 import jax
 import numpy as np
 import pytest
-import torch
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries import encode
 from jaxdiff.dictionaries.constraints import constrain, release
 from jaxdiff.dictionaries.formats._convert import gated
 from jaxdiff.training import fit
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 
 @pytest.mark.parametrize("loss", ["mse", "l2"])

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from jaxdiff.dictionaries import Dictionary, encode
 from jaxdiff.dictionaries.constraints import constrain, release
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 
 class Jump(torch.autograd.Function):
