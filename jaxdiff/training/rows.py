@@ -108,8 +108,8 @@ def to_dense(
         return Table(table.moment.astype(jnp.float32) * factor, table.moment)
 
     params = to_dictionary(state.tables, config, shape)
-    by_latent = (settled(table, decay) for table in state.tables[:3])
-    moments = Tables(*by_latent, settled(state.tables.b_dec, 1.0))
+    W_enc, b_enc, W_dec = (settled(table, decay) for table in state.tables[:3])
+    moments = Tables(W_enc, b_enc, W_dec, settled(state.tables.b_dec, 1.0))
     fresh = make_optimizer(config, train).init(cast(Any, params))
     nu = to_dictionary(moments, config, shape)
     optimizer = jax.tree.map(
