@@ -19,8 +19,8 @@ import numpy as np
 from jaxdiff.kernels.dispatch import Implementation
 from jaxdiff.kernels.encode_keys import encode_keys
 from jaxdiff.kernels.reaching import reaching
+from jaxdiff.kernels.row_adam import Schedule, row_adam, row_squares
 from jaxdiff.kernels.row_adam import Table as Rows
-from jaxdiff.kernels.row_adam import row_adam, row_squares
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from rich.console import Console
 from rich.table import Table
@@ -64,10 +64,10 @@ def ops(shape: argparse.Namespace) -> dict[str, Callable[[Implementation], Calla
 
     def adam(name):
         def step(table):
-            how = {"step": jnp.int32(9), "rate": jnp.float32(1e-4), "scale": jnp.float32(1)}
+            how = Schedule(jnp.int32(9), jnp.float32(1e-4), jnp.float32(1))
             last = jnp.zeros(shape.latents, jnp.int32)
-            given = (table,), last, (x,), indices, (weights,), offsets
-            return row_adam(*given, **how, implementation=name)[0]
+            given = (table,), last, (x,), indices, (weights,), offsets, how
+            return row_adam(*given, implementation=name)[0]
 
         call = jax.jit(step, donate_argnums=0)
         held = [Rows(W + 0, jnp.zeros_like(W), jnp.sum(jnp.square(W), axis=1, keepdims=True))]

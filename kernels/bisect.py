@@ -4,7 +4,12 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Float, Int32
+
+
+def pattern(keys: Float[Array, "*s"]) -> Int32[Array, "*s"]:
+    """Returns bit patterns, which have the order of positive float32 keys; others count as 0."""
+    return lax.bitcast_convert_type(jnp.where(keys > 0, keys, 0.0), jnp.int32)
 
 
 def last_that(

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from .bisect import pattern
+
 _SUBLANES = 8
 
 
@@ -15,7 +17,7 @@ def counters(pivots: int, lanes: int) -> jax.ShapeDtypeStruct:
 
 def patterns(keys: jax.Array, rows, columns) -> jax.Array:
     """Returns bit patterns of a tile of keys; outside of its valid part the lowest integer."""
-    bits = lax.bitcast_convert_type(jnp.where(keys > 0, keys, 0.0), jnp.int32)
+    bits = pattern(keys)
     inside = lax.broadcasted_iota(jnp.int32, keys.shape, 0) < rows
     inside &= lax.broadcasted_iota(jnp.int32, keys.shape, 1) < columns
     return jnp.where(inside, bits, jnp.iinfo(jnp.int32).min)

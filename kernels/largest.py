@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from .bisect import pattern
+
 # Bit pattern just above that of +inf, the largest key there can be.
 _ABOVE_INF = 0x7F800001
 
@@ -47,8 +49,7 @@ def _select(keys, n, axes: tuple[int, ...]) -> Bool[Array, "R L"]:
     def count(chosen: Bool[Array, "R L"]) -> Int[Array, "G 1"]:
         return jnp.sum(chosen, axis=axes, keepdims=True, dtype=jnp.int32)
 
-    keys = keys.astype(jnp.float32)
-    bits = lax.bitcast_convert_type(jnp.where(keys > 0, keys, 0.0), jnp.int32)
+    bits = pattern(keys.astype(jnp.float32))
     positive = count(bits > 0)
     n = jnp.minimum(n.astype(jnp.int32), positive)
     # Pattern 1 is the smallest positive float.

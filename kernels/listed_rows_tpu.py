@@ -20,6 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 WINDOW = 128
+# A chip of two cores divides the first axis of the grid between them.
+CORES = 2
 _SLAB = 8
 _SLABS = WINDOW // _SLAB
 _INDICES, _WEIGHTS, _ROWS = 0, 1, 2
@@ -49,6 +51,31 @@ class Scratch(NamedTuple):
     total: Any
     arrived: Any
     semaphores: Any
+
+
+class Blocks(NamedTuple):
+    """Groups in blocks, and the blocks divided between the cores of a chip.
+
+    Attributes:
+        groups: Number of groups.
+        size: Groups of a block.
+        grid: Cores, and blocks of each; the last core may have some that are not there.
+    """
+
+    groups: int
+    size: int
+    grid: tuple[int, int]
+
+    def index(self, core, i, *_) -> tuple[Any, int]:
+        """Returns which block of an array by group a step of the grid sees."""
+        return jnp.minimum(core * self.grid[1] + i, pl.cdiv(self.groups, self.size) - 1), 0
+
+
+def blocks(groups: int, size: int) -> Blocks:
+    """Divides groups into blocks and between cores; a single block is for one core."""
+    count = pl.cdiv(groups, size)
+    cores = min(CORES, count)
+    return Blocks(groups, size, (cores, pl.cdiv(count, cores)))
 
 
 def listed(source: jax.Array, indices: jax.Array, weights: jax.Array) -> Listed:
@@ -130,6 +157,53 @@ def add_up(given: Listed, held: Scratch, start, stop, put: Callable[[jax.Array],
 
         lax.fori_loop(lax.div(start, _SLAB), lax.div(stop + _SLAB - 1, _SLAB), slab, 0)
         put(jnp.sum(held.total[...], axis=0, keepdims=True))
+
+
+def add_up_block(
+    given: Listed,
+    held: Scratch,
+    offsets,
+    out,
+    here: Blocks,
+    *,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """Puts the sums of this step's block of groups into the rows of `out` that have entries.
+
+    Args:
+        given: Operands.
+        held: Scratch.
+        offsets: Where each group's entries start, in scalar memory.
+        out: Ref, [groups of a block, D].
+        here: The blocks that the kernel's grid is made of.
+        before: Called before the sums of a block that is there.
+        after: Called after them.
+    """
+    core, i = pl.program_id(0), pl.program_id(1)
+    first = (core * here.grid[1] + i) * here.size
+
+    @pl.when(i == 0)
+    def _():
+        begin(given, held, offsets[jnp.minimum(first, here.groups)])
+
+    @pl.when(first < here.groups)
+    def _():
+        before()
+
+        def group(g, _):
+            def put(row):
+                out[pl.ds(g, 1), :] = row
+
+            add_up(given, held, offsets[first + g], offsets[first + g + 1], put)
+            return 0
+
+        lax.fori_loop(0, jnp.minimum(here.groups - first, here.size), group, 0)
+        after()
+
+    @pl.when(i == here.grid[1] - 1)
+    def _():
+        end(given, held)
 
 
 def _add(held: Scratch, rows, factor, own) -> None:

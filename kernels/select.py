@@ -32,13 +32,11 @@ class Selection(NamedTuple):
         entries: The selected places by latent; indices are rows.
         threshold: Bit pattern of the lowest score selected; of +inf and more if there is none.
         passes: Passes over all scores; 1 where the guess was right.
-        ties: Whether several scores equal the threshold and not all are selected.
     """
 
     entries: Entries
     threshold: Int32[Array, ""]
     passes: Int32[Array, ""]
-    ties: Array
 
 
 class Scores(NamedTuple):
@@ -89,12 +87,12 @@ def select(scores: Scores, n: Int32[Array, ""], *, size: int, near: Int32[Array,
     search = _narrow(scores, n, 2 * size, near)
     fits = (search.count >= n) & (search.count <= 2 * size)
     crowded = ~fits & (search.low >= LOWEST)
-    found, threshold, ties = lax.cond(
+    found, threshold = lax.cond(
         crowded,
         lambda: _among_equals(scores, n, size, search.low),
         lambda: _among_candidates(scores, n, size, search.words),
     )
-    return Selection(found, threshold, search.passes, ties)
+    return Selection(found, threshold, search.passes)
 
 
 class _Search(NamedTuple):
@@ -179,7 +177,7 @@ def _among_candidates(scores: Scores, n, size: int, words):
         return jnp.zeros(size, jnp.int32).at[slot].set(a, mode="drop", unique_indices=False)
 
     groups = jnp.minimum(compact(listed.groups), latents - 1)
-    return Entries(offsets, groups, compact(rows)), threshold, ties
+    return Entries(offsets, groups, compact(rows)), threshold
 
 
 def _among_equals(scores: Scores, n, size: int, threshold):
@@ -196,7 +194,7 @@ def _among_equals(scores: Scores, n, size: int, threshold):
         lambda r, i: count((values == value) & _up_to(rows, place, r, i)), needed, scores
     )
     words = pack((values > value) | (values == value) & _up_to(rows, place, r, i))
-    return entries(words, size), threshold, jnp.bool_(True)
+    return entries(words, size), threshold
 
 
 def _up_to(rows, place, r, i):

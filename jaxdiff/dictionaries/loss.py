@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiff.config import DictionaryConfig
-from jaxdiff.dictionaries.aux_k import aux_k
+from jaxdiff.dictionaries.aux_k import aux_k, dead_latents, most_used
 from jaxdiff.dictionaries.constraints import constrain, gate_scale
 from jaxdiff.dictionaries.decoding import decode_rows, offset
 from jaxdiff.dictionaries.dictionary import (
@@ -111,9 +111,17 @@ def loss(
     value = value + weight * aux if weight else value
     models = codes.keep.shape[1] if codes.keep.ndim == 3 else 1
     l0 = jnp.sum(codes.keep, dtype=jnp.int32).astype(jnp.float32) / (len(x) * models)
+    left = squares_by_model(error, target)
+    return value, Parts(value, reconstruction, sparse, aux, l0, fired, *left)
+
+
+def squares_by_model(
+    error: Float[Array, "B N D"], target: Float[Array, "B N D"]
+) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """Returns the squared error of each model, and the square of the target about its mean."""
     residual = jnp.sum(jnp.square(error), axis=(0, 2))
-    total = jnp.sum(jnp.square(target - jnp.mean(target, axis=0, keepdims=True)), axis=(0, 2))
-    return value, Parts(value, reconstruction, sparse, aux, l0, fired, residual, total)
+    about = target - jnp.mean(target, axis=0, keepdims=True)
+    return residual, jnp.sum(jnp.square(about), axis=(0, 2))
 
 
 def reconstruction_loss(
@@ -158,6 +166,6 @@ def _revive(d, codes: Codes, error, fired, norms, idle, config, dtype) -> tuple[
         return below_threshold(codes, d.threshold, norms), config.pre_penalty
     if config.penalised or config.aux == 0:
         return jnp.zeros(()), 0.0
-    dead = ~fired & (idle + len(error) >= config.dead_after)
-    limit = config.aux_k or max(error.shape[-1] // 2, 1)
+    dead = dead_latents(fired, idle, len(error), config)
+    limit = most_used(config, error.shape[-1])
     return aux_k(d, codes, dead, lax.stop_gradient(error), limit=limit, dtype=dtype), config.aux

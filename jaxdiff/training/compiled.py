@@ -73,7 +73,7 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
 
     Latents are split, over the axis `latent` or, in the state of the sparse step, over all
     devices: parameters, moments and counters stay where they are, and only activations and sums
-    over them cross devices.
+    over them cross devices, and in the dense step gradients over `data`.
     """
     specs = _SPARSE if isinstance(state, RowState) else _DENSE
 

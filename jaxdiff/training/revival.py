@@ -7,16 +7,18 @@ is matrix products over blocks of dead latents. They did not fire, hence no row 
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from jaxdiff.config import DictionaryConfig
+from jaxdiff.dictionaries.aux_k import most_used, unexplained
 from jaxdiff.dictionaries.dictionary import accumulation
 from jaxdiff.kernels.cut_rows import cut_rows
-from jaxdiff.kernels.row_adam import update_rows
+from jaxdiff.kernels.row_adam import Schedule, update_rows
 from jaxdiff.kernels.select import LOWEST, Scores
-from jaxdiff.training.rows import Schedule, Tables
+from jaxdiff.training.rows import Tables
 
 # Dead latents of a block.
 _BLOCK = 256
@@ -80,7 +82,7 @@ def revive(
 
 def _revive(start: Revived, W_dec, error, count, config: DictionaryConfig):
     """Returns loss, slope, listed and cut."""
-    limit = config.aux_k or max(error.shape[-1] // 2, 1)
+    limit = most_used(config, error.shape[-1])
     dead, scores = start.dead, start.scores
     cut = lax.cond(count > limit, lambda: cut_rows(scores, dead, limit), lambda: start.cut)
     order = jnp.argsort(~dead, stable=True).astype(jnp.int32)
@@ -91,11 +93,9 @@ def _revive(start: Revived, W_dec, error, count, config: DictionaryConfig):
     def decode(total, latents, codes):
         return total + _product(codes, W_dec[latents])
 
-    missed = rows - scores.total(_fold(start, decode, jnp.zeros_like(rows)))
-    energy = jnp.sum(jnp.square(error - jnp.mean(error, axis=0, keepdims=True)))
-    part = jnp.where(energy > 0, 1.0, 0.0) / jnp.where(energy > 0, energy, 1.0)
-    loss = part * jnp.sum(jnp.square(missed))
-    return loss, -2 * config.aux * part * missed, listed, cut
+    guess = scores.total(_fold(start, decode, jnp.zeros_like(rows)))
+    loss, slope = jax.value_and_grad(unexplained, argnums=1)(error, guess.reshape(error.shape))
+    return loss, config.aux * slope.reshape(rows.shape), listed, cut
 
 
 def squares(
@@ -123,7 +123,7 @@ def apply(
         W_enc, b_enc, W_dec = _gradient(revived, tables.W_dec.params, x, latents, codes)
 
         def move(table, rows):
-            return update_rows(table, latents, rows, last, **schedule._asdict())
+            return update_rows(table, latents, rows, last, schedule)
 
         return tables._replace(
             W_enc=move(tables.W_enc, W_enc),

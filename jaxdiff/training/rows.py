@@ -1,17 +1,16 @@
 """State of the sparse step: parameters by latent, and second moments that decay when needed."""
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Int, Int32
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.dictionary import Dictionary
-from jaxdiff.kernels.row_adam.rule import BETA2, Table
+from jaxdiff.kernels.row_adam.rule import Table
 from jaxdiff.training.sparsity import L1State
-from jaxdiff.training.state import TrainState, make_optimizer
+from jaxdiff.training.state import TrainState
 
 # Where the search for the first threshold starts: the bits of 1.0.
 _FIRST_THRESHOLD = 0x3F800000
@@ -53,23 +52,9 @@ class RowState(NamedTuple):
     near: Int32[Array, ""]
 
 
-class Schedule(NamedTuple):
-    """How a step moves rows.
-
-    Attributes:
-        step: Number of the step, from 1 [steps].
-        rate: Learning rate.
-        scale: Factor of the gradient, below 1 where it is clipped.
-    """
-
-    step: Int[Array, ""]
-    rate: Float[Array, ""]
-    scale: Float[Array, ""]
-
-
 def to_rows(state: TrainState, train: TrainConfig) -> RowState:
     """Returns the sparse step's form of the dense step's state, when beta1 is 0."""
-    moments = _adam(state.optimizer).nu
+    moments = optax.tree.get(state.optimizer, "nu")
     dtype = jnp.dtype(train.moment_dtype)
 
     def table(name, latents_last=False):
@@ -97,28 +82,6 @@ def to_rows(state: TrainState, train: TrainConfig) -> RowState:
     )
 
 
-def to_dense(
-    state: RowState, config: DictionaryConfig, train: TrainConfig, shape: tuple[int, int]
-) -> TrainState:
-    """Returns the dense step's form of the state, with all second moments decayed to this step."""
-    since = (state.step - state.last).astype(jnp.float32)
-    decay = jnp.exp(since * jnp.log(jnp.float32(BETA2)))[:, None]
-
-    def settled(table: Table, factor: Array | float) -> Table:
-        return Table(table.moment.astype(jnp.float32) * factor, table.moment)
-
-    params = to_dictionary(state.tables, config, shape)
-    W_enc, b_enc, W_dec = (settled(table, decay) for table in state.tables[:3])
-    moments = Tables(W_enc, b_enc, W_dec, settled(state.tables.b_dec, 1.0))
-    fresh = make_optimizer(config, train).init(cast(Any, params))
-    nu = to_dictionary(moments, config, shape)
-    optimizer = jax.tree.map(
-        lambda node: node._replace(nu=nu) if _is_adam(node) else node, fresh, is_leaf=_is_adam
-    )
-    optimizer = jax.tree.map(lambda a: state.step if a.dtype == jnp.int32 else a, optimizer)
-    return TrainState(params, optimizer, state.step, state.idle, state.l1)
-
-
 def to_dictionary(tables: Tables, config: DictionaryConfig, shape: tuple[int, int]) -> Dictionary:
     """Returns the parameters as a dictionary, its threshold 0."""
     latents = tables.b_enc.params.shape[0]
@@ -132,11 +95,3 @@ def to_dictionary(tables: Tables, config: DictionaryConfig, shape: tuple[int, in
         k=config.k,
         code_norm=config.code_norm,
     )
-
-
-def _is_adam(node) -> bool:
-    return isinstance(node, optax.ScaleByAdamState)
-
-
-def _adam(optimizer) -> optax.ScaleByAdamState:
-    return next(n for n in jax.tree.leaves(optimizer, is_leaf=_is_adam) if _is_adam(n))

@@ -13,16 +13,17 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.dictionaries.aux_k import dead_latents
 from jaxdiff.dictionaries.dictionary import accumulation, combined_norms
-from jaxdiff.dictionaries.loss import Parts, reconstruction_loss
+from jaxdiff.dictionaries.loss import Parts, reconstruction_loss, squares_by_model
 from jaxdiff.kernels.bitmap import entries, pack_places
 from jaxdiff.kernels.gathered_dots import gathered_dots
-from jaxdiff.kernels.row_adam import row_adam, row_squares, update_rows
+from jaxdiff.kernels.row_adam import Schedule, row_adam, row_squares, update_rows
 from jaxdiff.kernels.select import Scores, Selection, select
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.training import revival
-from jaxdiff.training.rows import RowState, Schedule, Tables
-from jaxdiff.training.sparsity import annealed_k
+from jaxdiff.training.rows import RowState, Tables
+from jaxdiff.training.sparsity import annealed_k, l1_weight
 from jaxdiff.training.state import learning_rate
 from jaxdiff.training.step import Info, idle_after, summarize
 
@@ -65,7 +66,7 @@ def sparse_step(
     gradient = _gradient(tables, codes, rows, -pulled.reshape(rows.shape))
 
     fired = codes.selection.entries.offsets[1:] > codes.selection.entries.offsets[:-1]
-    dead = ~fired & (state.idle + x.shape[0] >= config.dead_after) & (config.aux > 0)
+    dead = dead_latents(fired, state.idle, x.shape[0], config) & (config.aux > 0)
     revived = revival.revive(tables.W_dec.params, scores, dead, error, config=config)
     squares = row_squares(gradient.sources, gradient.rows, gradient.weights, gradient.offsets)
     squares = squares + revival.squares(revived, tables.W_dec.params, rows)
@@ -88,7 +89,7 @@ def sparse_step(
     )
     parts = _parts(x, error, codes, fired, reconstruction, revived.loss, scores, config)
     dead = scores.total(jnp.sum(idle >= config.dead_after, dtype=jnp.int32))
-    l1 = jnp.exp(state.l1.log_weight)
+    l1 = l1_weight(config, state.l1, state.step)
     info = summarize(parts, dead, norm, k, l1, config, passes=codes.selection.passes)
     return new, info
 
@@ -163,10 +164,10 @@ def _gradient(tables: Tables, codes: _Codes, x, slope) -> _Gradient:
 
 def _apply(state: RowState, g: _Gradient, schedule: Schedule) -> Tables:
     """Updates the rows of the selected latents, and the decoder bias."""
-    tables, how = state.tables, schedule._asdict()
-    moved = row_adam(tables[:3], state.last, g.sources, g.rows, g.weights, g.offsets, **how)
+    tables, last = state.tables, state.last
+    moved = row_adam(tables[:3], last, g.sources, g.rows, g.weights, g.offsets, schedule)
     just = jnp.full(1, state.step)  # The decoder bias moves in every step.
-    b_dec = update_rows(tables.b_dec, jnp.zeros(1, jnp.int32), g.b_dec[None], just, **how)
+    b_dec = update_rows(tables.b_dec, jnp.zeros(1, jnp.int32), g.b_dec[None], just, schedule)
     return Tables(moved[0], moved[1], moved[2], b_dec)
 
 
@@ -174,6 +175,7 @@ def _parts(x, error, codes: _Codes, fired, reconstruction, aux, scores: Scores, 
     found, slots = codes.selection.entries, codes.values.size
     valid = jnp.arange(slots, dtype=jnp.int32) < found.offsets[-1]
     keys = jnp.where(valid, codes.values * scores.norms[found.groups], 0.0)
+    residual, total = squares_by_model(error, x)
     return Parts(
         loss=reconstruction + config.aux * aux,
         reconstruction=reconstruction,
@@ -181,6 +183,6 @@ def _parts(x, error, codes: _Codes, fired, reconstruction, aux, scores: Scores, 
         aux=aux,
         l0=scores.total(found.offsets[-1]).astype(jnp.float32) / x.shape[0],
         fired=fired,
-        residual=jnp.sum(jnp.square(error), axis=(0, 2)),
-        total=jnp.sum(jnp.square(x - jnp.mean(x, axis=0, keepdims=True)), axis=(0, 2)),
+        residual=residual,
+        total=total,
     )

@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
+from ..bisect import pattern
 from ..listed_rows_gpu import PARAMS, THREADS
 
 # Several blocks on each of the processors of any GPU there is.
@@ -44,7 +45,7 @@ def _count(keys, pivots, piece: int, interpret) -> Int32[Array, " P"]:
 
         def count(i, held):
             some = keys[pl.ds((block + i * blocks) * piece, piece)]
-            bits = lax.bitcast_convert_type(jnp.where(some > 0, some, 0.0), jnp.int32)
+            bits = pattern(some)
             return tuple(
                 total + jnp.where(bits >= level, 1, 0)
                 for total, level in zip(held, levels, strict=True)

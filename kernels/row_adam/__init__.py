@@ -4,9 +4,9 @@ from jaxtyping import Array, Float, Int32
 
 from ..dispatch import Implementation, dispatch
 from . import xla
-from .rule import Table, update_rows
+from .rule import Schedule, Table, update_rows
 
-__all__ = ["Table", "row_adam", "row_squares", "update_rows"]
+__all__ = ["Schedule", "Table", "row_adam", "row_squares", "update_rows"]
 
 
 def row_adam(
@@ -16,10 +16,8 @@ def row_adam(
     indices: Int32[Array, " n"],
     weights: tuple[Float[Array, " n"], ...],
     offsets: Int32[Array, " _"],
+    schedule: Schedule,
     *,
-    step: Int32[Array, ""],
-    rate: Float[Array, ""],
-    scale: Float[Array, ""],
     implementation: Implementation | None = None,
 ) -> tuple[Table, ...]:
     """Moves the rows that have entries by Adam's rule with beta1 = 0, and leaves the others.
@@ -35,9 +33,7 @@ def row_adam(
         indices: Source row of each entry, in range also where no group holds the entry.
         weights: Weight of each entry, for each table.
         offsets: Where each row's entries start, and where the last one's end, [L + 1].
-        step: Number of this step, from 1 [steps].
-        rate: Learning rate.
-        scale: Factor of the gradient, below 1 where it is clipped.
+        schedule: How this step moves rows.
         implementation: `xla`, `pallas_tpu`, `pallas_gpu`, or None for the platform's.
 
     Returns:
@@ -48,19 +44,8 @@ def row_adam(
     """
     from . import gpu, tpu
 
-    def named(function):
-        def call(*operands):
-            *listed, step, rate, scale = operands
-            return function(*listed, step=step, rate=rate, scale=scale)
-
-        return call
-
-    known = {
-        "xla": named(xla.row_adam),
-        "pallas_tpu": named(tpu.row_adam),
-        "pallas_gpu": named(gpu.row_adam),
-    }
-    operands = tables, last, sources, indices, weights, offsets, step, rate, scale
+    known = {"xla": xla.row_adam, "pallas_tpu": tpu.row_adam, "pallas_gpu": gpu.row_adam}
+    operands = tables, last, sources, indices, weights, offsets, schedule
     return dispatch(known, implementation, *operands)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int32
 
 from .. import listed_rows_gpu as lists
 from . import xla
-from .rule import Table, adam
+from .rule import Schedule, Table, adam
 
 
 def row_adam(
@@ -25,37 +25,35 @@ def row_adam(
     indices: Int32[Array, " n"],
     weights: tuple[Float[Array, " n"], ...],
     offsets: Int32[Array, " _"],
+    schedule: Schedule,
     *,
-    step: Int32[Array, ""],
-    rate: Float[Array, ""],
-    scale: Float[Array, ""],
     interpret: Any = None,
 ) -> tuple[Table, ...]:
     """Updates the rows that have slots; see `jaxdiff.kernels.row_adam`.
 
     Tables of which a part of a row is no multiple of 128 wide are left to XLA.
     """
-    how = {"step": step, "rate": rate, "scale": scale}
     moved = []
     for table, source, some in zip(tables, sources, weights, strict=True):
         parts = 1 if table.squares is None else table.squares.shape[1]
         if source.shape[1] % (parts * lists.THREADS):
-            moved += xla.row_adam((table,), last, (source,), indices, (some,), offsets, **how)
+            moved += xla.row_adam((table,), last, (source,), indices, (some,), offsets, schedule)
         else:
             listed = source, indices, some.astype(jnp.float32), offsets
-            moved.append(_update(table, step - last, listed, how, interpret=interpret))
+            moved.append(_update(table, last, listed, schedule, interpret=interpret))
     return tuple(moved)
 
 
 # References to a memory exist in a compiled function alone.
 @functools.partial(jax.jit, static_argnames="interpret")
-def _update(table: Table, since, listed, how, *, interpret) -> Table:
+def _update(table: Table, last, listed, schedule: Schedule, *, interpret) -> Table:
     rows, width = table.params.shape
     parts = 1 if table.squares is None else table.squares.shape[1]
     piece = lists.piece(width // parts)
     pieces = width // parts // piece
     refs = jax.tree.map(functools.partial(jax.new_ref, memory_space=plgpu.GMEM), table)
-    step, factors = jnp.stack([how["step"]]), jnp.stack([how["rate"], how["scale"]])
+    since, step = schedule.step - last, jnp.stack([schedule.step])
+    factors = jnp.stack([schedule.rate, schedule.scale])
 
     def kernel(source, indices, weights, offsets, since, step, factors, *refs):
         table, row = Table(*refs), lax.axis_index("row")

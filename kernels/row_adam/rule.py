@@ -60,15 +60,26 @@ class Table(NamedTuple):
     squares: Float[Array, "L G"] | None = None
 
 
+class Schedule(NamedTuple):
+    """How a step moves rows.
+
+    Attributes:
+        step: Number of the step, from 1 [steps].
+        rate: Learning rate.
+        scale: Factor of the gradient, below 1 where it is clipped.
+    """
+
+    step: Int32[Array, ""]
+    rate: Float[Array, ""]
+    scale: Float[Array, ""]
+
+
 def update_rows(
     table: Table,
     rows: Int32[Array, " T"],
     gradient: Float[Array, "T D"],
     last: Int32[Array, " L"],
-    *,
-    step: Int32[Array, ""],
-    rate: Float[Array, ""],
-    scale: Float[Array, ""],
+    schedule: Schedule,
 ) -> Table:
     """Updates listed rows, all different; those out of range are left out.
 
@@ -77,10 +88,9 @@ def update_rows(
         rows: Which to update.
         gradient: Their gradient.
         last: Step that last touched each row, 0 for none [steps].
-        step: Number of this step, from 1 [steps].
-        rate: Learning rate.
-        scale: Factor of the gradient, below 1 where it is clipped.
+        schedule: How this step moves them.
     """
+    step, rate, scale = schedule
     since = (step - last.at[rows].get(mode="clip"))[:, None]
     value = table.params.at[rows].get(mode="clip")
     moment = table.moment.at[rows].get(mode="clip")

@@ -11,9 +11,6 @@ from jaxtyping import Array, Float, Int32
 
 from .. import listed_rows_tpu as lists
 
-# A chip of two cores divides the rows between them.
-_CORES = 2
-
 
 def row_squares(
     sources: tuple[Float[Array, "S _"], ...],
@@ -33,11 +30,11 @@ def row_squares(
 
 def _squares(given: lists.Listed, width: int, offsets, interpret) -> Float[Array, ""]:
     squares = pl.pallas_call(
-        functools.partial(_kernel, each=pl.cdiv(offsets.size - 1, _CORES)),
-        out_shape=jax.ShapeDtypeStruct((_CORES, 1, width), jnp.float32),
+        functools.partial(_kernel, each=pl.cdiv(offsets.size - 1, lists.CORES)),
+        out_shape=jax.ShapeDtypeStruct((lists.CORES, 1, width), jnp.float32),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(_CORES,),
+            grid=(lists.CORES,),
             in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * 3,
             out_specs=pl.BlockSpec((1, 1, width), lambda core, _: (core, 0, 0)),
             scratch_shapes=lists.scratch(given.source),

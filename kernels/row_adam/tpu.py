@@ -15,10 +15,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32
 
 from .. import listed_rows_tpu as lists
-from .rule import Table, adam
+from .rule import Schedule, Table, adam
 
-# A chip of two cores divides the first axis of the grid between them.
-_CORES = 2
 _BLOCK = 32
 _LANES = 128
 # Rows that fill a register of bfloat16.
@@ -32,10 +30,8 @@ def row_adam(
     indices: Int32[Array, " n"],
     weights: tuple[Float[Array, " n"], ...],
     offsets: Int32[Array, " _"],
+    schedule: Schedule,
     *,
-    step: Int32[Array, ""],
-    rate: Float[Array, ""],
-    scale: Float[Array, ""],
     interpret: bool | pltpu.InterpretParams = False,
 ) -> tuple[Table, ...]:
     """Updates the rows that have slots; see `jaxdiff.kernels.row_adam`.
@@ -43,11 +39,17 @@ def row_adam(
     Offsets are held in scalar memory, 4 bytes a row of the table.
     """
     # 0 stands for a row that has no slot.
-    since = jnp.where(offsets[1:] > offsets[:-1], step - last, 0)
-    factors = jnp.stack([rate, scale]).astype(jnp.float32)
+    since = jnp.where(offsets[1:] > offsets[:-1], schedule.step - last, 0)
+    factors = jnp.stack([schedule.rate, schedule.scale]).astype(jnp.float32)
     return tuple(
         _update(
-            table, lists.listed(source, indices, some), offsets, since, step, factors, interpret
+            table,
+            lists.listed(source, indices, some),
+            offsets,
+            since,
+            schedule.step,
+            factors,
+            interpret,
         )
         for table, source, some in zip(tables, sources, weights, strict=True)
     )
@@ -55,27 +57,21 @@ def row_adam(
 
 def _update(table: Table, given: lists.Listed, offsets, since, step, factors, interpret) -> Table:
     rows, width = table.params.shape
-    blocks = pl.cdiv(rows, _BLOCK)
-    cores = min(_CORES, blocks)
-    each = pl.cdiv(blocks, cores)
-    since = jnp.pad(since, (0, blocks * _BLOCK - rows)).reshape(blocks, 1, _BLOCK)
-
-    def block(core, i, *_):
-        return (jnp.minimum(core * each + i, blocks - 1), 0)
-
+    here = lists.blocks(rows, _BLOCK)
+    since = jnp.pad(since, (0, -rows % _BLOCK)).reshape(-1, 1, _BLOCK)
     streamed = [a for a in table if a is not None]
-    specs = [pl.BlockSpec((_BLOCK, a.shape[1]), block) for a in streamed]
+    specs = [pl.BlockSpec((_BLOCK, a.shape[1]), here.index) for a in streamed]
     held = sum(4 * _BLOCK * max(a.shape[1], _LANES) * a.dtype.itemsize for a in streamed)
     limit = held + (_BLOCK + 4 * _TILE) * width * 4 + lists.scratch_bytes(given.source) + 2**22
     out = pl.pallas_call(
-        functools.partial(_kernel, rows=rows, each=each, streamed=len(streamed)),
+        functools.partial(_kernel, here=here, streamed=len(streamed)),
         out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in streamed],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(cores, each),
+            grid=here.grid,
             in_specs=[
                 *[pl.BlockSpec(memory_space=pl.ANY)] * 3,
-                pl.BlockSpec((1, 1, _BLOCK), lambda *at: (*block(*at), 0)),
+                pl.BlockSpec((1, 1, _BLOCK), lambda *at: (*here.index(*at), 0)),
                 *specs,
             ],
             out_specs=specs,
@@ -94,33 +90,15 @@ def _update(table: Table, given: lists.Listed, offsets, since, step, factors, in
     return Table(*out)
 
 
-def _kernel(offsets, step, factors, *refs, rows, each, streamed):
+def _kernel(offsets, step, factors, *refs, here, streamed):
     given, (since, *refs) = lists.Listed(*refs[:3]), refs[3:]
     old, new = Table(*refs[:streamed]), Table(*refs[streamed : 2 * streamed])
     gradient, *held = refs[2 * streamed :]
-    held = lists.Scratch(*held)
-    core, i = pl.program_id(0), pl.program_id(1)
-    first = (core * each + i) * _BLOCK
 
-    @pl.when(i == 0)
-    def _():
-        lists.begin(given, held, offsets[jnp.minimum(first, rows)])
-
-    @pl.when(first < rows)
-    def _():
-        def row(r, _):
-            def put(total):
-                gradient[pl.ds(r, 1), :] = total
-
-            lists.add_up(given, held, offsets[first + r], offsets[first + r + 1], put)
-            return 0
-
-        lax.fori_loop(0, jnp.minimum(rows - first, _BLOCK), row, 0)
+    def move():
         _step(old, new, gradient, since[0], step[0], factors)
 
-    @pl.when(i == each - 1)
-    def _():
-        lists.end(given, held)
+    lists.add_up_block(given, lists.Scratch(*held), offsets, gradient, here, after=move)
 
 
 def _step(old: Table, new: Table, gradient, since, step, factors) -> None:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from ..segments import TILE, fold_segments, lay_out, weighted_sum
-from .rule import Table, update_rows
+from .rule import Schedule, Table, update_rows
 
 
 def row_adam(
@@ -14,16 +14,13 @@ def row_adam(
     indices: Int32[Array, " n"],
     weights: tuple[Float[Array, " n"], ...],
     offsets: Int32[Array, " _"],
-    *,
-    step: Int32[Array, ""],
-    rate: Float[Array, ""],
-    scale: Float[Array, ""],
+    schedule: Schedule,
 ) -> tuple[Table, ...]:
     """Updates the rows that have slots; see `jaxdiff.kernels.row_adam`."""
 
     def take(tables, rows, gradients):
         return tuple(
-            update_rows(table, rows, gradient, last, step=step, rate=rate, scale=scale)
+            update_rows(table, rows, gradient, last, schedule)
             for table, gradient in zip(tables, gradients, strict=True)
         )
 

@@ -1,4 +1,4 @@
-"""Lists of weighted rows, and what they add up to in float64 NumPy."""
+"""Lists of weighted rows with their sums in float64, and selection by a stable sort, in NumPy."""
 
 from typing import NamedTuple
 
@@ -51,3 +51,17 @@ def _sums(given: RowList) -> np.ndarray:
 def float64_sums():
     """Returns the groups' weighted sums."""
     return _sums
+
+
+def _brute_force(keys, n):
+    flat = np.where(keys > 0, keys, 0).ravel()
+    order = np.argsort(-flat, kind="stable")[:n]
+    mask = np.zeros(flat.size, bool)
+    mask[order] = flat[order] > 0
+    return mask.reshape(keys.shape)
+
+
+@pytest.fixture
+def brute_force():
+    """Marks the n largest positive keys, ties by flat index."""
+    return _brute_force

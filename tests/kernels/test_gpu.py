@@ -11,7 +11,7 @@ from jaxdiff.kernels.encode_keys import encode_keys
 from jaxdiff.kernels.encode_keys import gpu as encode_gpu
 from jaxdiff.kernels.reaching import gpu as reaching_gpu
 from jaxdiff.kernels.reaching import reaching
-from jaxdiff.kernels.row_adam import Table, row_adam
+from jaxdiff.kernels.row_adam import Schedule, Table, row_adam
 from jaxdiff.kernels.row_adam import gpu as adam_gpu
 from jaxdiff.kernels.weighted_gather import gpu as gather_gpu
 from jaxdiff.kernels.weighted_gather import weighted_gather
@@ -50,8 +50,8 @@ def test_row_adam_lowers(dtype):
 
     def step(table, last, step, rate, *given):
         source, indices, weights, offsets = given
-        how = {"step": step, "rate": rate, "scale": rate}
-        return row_adam((table,), last, (source,), indices, (weights,), offsets, **how)
+        how = Schedule(step, rate, rate)
+        return row_adam((table,), last, (source,), indices, (weights,), offsets, how)
 
     numbers = array(LATENTS, dtype=jnp.int32), array(dtype=jnp.int32), array()
     text = lowered(step, tables, *numbers, source, indices, weights, offsets)
@@ -84,9 +84,7 @@ def test_row_adam(draw, float64_sums):
         given.indices,
         (given.weights,),
         given.offsets,
-        step=jnp.int32(5),
-        rate=jnp.float32(0.1),
-        scale=jnp.float32(0.7),
+        Schedule(jnp.int32(5), jnp.float32(0.1), jnp.float32(0.7)),
         interpret=SIMULATED,
     )
     touched = (np.diff(np.asarray(given.offsets)) > 0)[:, None]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
-from jaxdiff.kernels.row_adam import Table, row_adam, row_squares, squares_tpu, tpu, xla
+from jaxdiff.kernels.row_adam import Schedule, Table, row_adam, row_squares, squares_tpu, tpu, xla
 
 IMPLEMENTATIONS = {
     "xla": xla.row_adam,
@@ -17,6 +17,7 @@ IMPLEMENTATIONS = {
     ),
 }
 RATE, SCALE, STEP = 1e-2, 0.7, 11
+SCHEDULE = Schedule(jnp.int32(STEP), jnp.float32(RATE), jnp.float32(SCALE))
 
 
 def setting(given, parts, dtype=jnp.float32):
@@ -31,18 +32,14 @@ def setting(given, parts, dtype=jnp.float32):
     return table, jnp.asarray(rng.integers(0, STEP, rows), jnp.int32)
 
 
+def alone(table, last, given):
+    """Returns the operands of one table."""
+    indices, weights, offsets = given[1:]
+    return (table,), last, (given.source,), indices, (weights,), offsets, SCHEDULE
+
+
 def move(name, table, last, given):
-    (moved,) = IMPLEMENTATIONS[name](
-        (table,),
-        last,
-        (given.source,),
-        given.indices,
-        (given.weights,),
-        given.offsets,
-        step=jnp.int32(STEP),
-        rate=jnp.float32(RATE),
-        scale=jnp.float32(SCALE),
-    )
+    (moved,) = IMPLEMENTATIONS[name](*alone(table, last, given))
     return moved
 
 
@@ -110,9 +107,7 @@ def test_several_tables(draw, float64_sums):
         wide.indices,
         (wide.weights, narrow.weights),
         wide.offsets,
-        step=jnp.int32(STEP),
-        rate=jnp.float32(RATE),
-        scale=jnp.float32(SCALE),
+        SCHEDULE,
         interpret=True,
     )
     narrow = wide._replace(source=narrow.source, weights=narrow.weights)
@@ -142,15 +137,4 @@ def test_a_name_insists(draw):
     given = draw(12, 128, 40, 90)
     table, last = setting(given, 2)
     with pytest.raises(ValueError, match="(?i)interpret"):
-        row_adam(
-            (table,),
-            last,
-            (given.source,),
-            given.indices,
-            (given.weights,),
-            given.offsets,
-            step=jnp.int32(STEP),
-            rate=jnp.float32(RATE),
-            scale=jnp.float32(SCALE),
-            implementation="pallas_tpu",
-        )
+        row_adam(*alone(table, last, given), implementation="pallas_tpu")

@@ -15,14 +15,6 @@ from jaxdiff.mesh import DATA, LATENT, make_mesh
 ROWS, LATENTS, SIZE = 37, 48, 300
 
 
-def brute_force(scores, n):
-    flat = np.where(scores > 0, scores, 0).ravel()
-    order = np.argsort(-flat, kind="stable")[:n]
-    mask = np.zeros(flat.size, bool)
-    mask[order] = flat[order] > 0
-    return mask.reshape(scores.shape)
-
-
 def matrix(kind, seed=0):
     rng = np.random.default_rng(seed)
     if kind == "normal":
@@ -54,7 +46,7 @@ KINDS = ("normal", "ties", "equal", "wide", "sparse")
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("near", [1e-30, 1.0, 1e30])
-def test_selects_what_a_stable_sort_selects_from_any_guess(kind, near):
+def test_selects_what_a_stable_sort_selects_from_any_guess(brute_force, kind, near):
     pre = matrix(kind).astype(np.float32)
     ones = np.ones(LATENTS, np.float32)
     guess = np.float32(near).view(np.int32)
@@ -66,7 +58,7 @@ def test_selects_what_a_stable_sort_selects_from_any_guess(kind, near):
             assert np.int32(found.threshold).view(np.float32) == pre[expected].min()
 
 
-def test_entries_are_sorted_by_latent_then_row():
+def test_entries_are_sorted_by_latent_then_row(brute_force):
     pre = matrix("normal").astype(np.float32)
     ones = np.ones(LATENTS, np.float32)
     found = run(pre, 0 * ones, ones, jnp.int32(200), jnp.int32(0x3F800000)).entries
@@ -76,7 +68,7 @@ def test_entries_are_sorted_by_latent_then_row():
     np.testing.assert_array_equal(found.offsets, np.searchsorted(latents, np.arange(LATENTS + 1)))
 
 
-def test_scores_are_biased_and_weighted():
+def test_scores_are_biased_and_weighted(brute_force):
     rng = np.random.default_rng(3)
     pre = matrix("normal", 3).astype(np.float32)
     bias = rng.normal(size=LATENTS).astype(np.float32)
@@ -107,7 +99,7 @@ def test_a_good_guess_takes_one_pass_and_a_bad_one_more():
 
 @pytest.mark.parametrize("mesh_shape", [(1, 2), (2, 2), (1, 8)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_mesh_selects_the_same_set(kind, mesh_shape):
+def test_every_mesh_selects_the_same_set(brute_force, kind, mesh_shape):
     mesh = make_mesh(*mesh_shape)
     axes = (DATA, LATENT)
     local = LATENTS // mesh.size

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jaxdiff.kernels.encode_keys import encode_keys
 from jaxdiff.kernels.reaching import reaching
-from jaxdiff.kernels.row_adam import Table, row_adam, row_squares
+from jaxdiff.kernels.row_adam import Schedule, Table, row_adam, row_squares
 from jaxdiff.kernels.weighted_gather import weighted_gather
 
 pytestmark = pytest.mark.tpu
@@ -54,8 +54,8 @@ def test_row_adam(on_tpu, moment, source):
     x, indices, weights, offsets = row_list(on_tpu, ROWS, LATENTS, dtype=source)
 
     def step(table, last, x, indices, weights, offsets, step, rate, scale):
-        how = {"step": step, "rate": rate, "scale": scale}
-        return row_adam((table,), last, (x,), indices, (weights,), offsets, **how)
+        how = Schedule(step, rate, scale)
+        return row_adam((table,), last, (x,), indices, (weights,), offsets, how)
 
     last, numbers = on_tpu((LATENTS,), jnp.int32), [on_tpu((), jnp.int32), on_tpu(()), on_tpu(())]
     operands = last, x, indices, weights, offsets, *numbers
