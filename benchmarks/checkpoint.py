@@ -6,12 +6,9 @@ The state is that of a BatchTopK dictionary of each shape, and a step is its tra
 floor is writing as many bytes to one file and flushing it to the disk.
 """
 
-import argparse
-import json
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 from typing import Any
@@ -21,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from harness import machine
+from harness import command
 from jaxdiff import checkpoint
 from jaxdiff.activations import Normalization
 from jaxdiff.config import DictionaryConfig, TrainConfig
@@ -34,35 +31,19 @@ PACKAGES = ("jaxdiff", "jax", "jaxlib", "numpy", "orbax-checkpoint", "tensorstor
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmark from the command line."""
-    options = _parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    about = machine.describe(PACKAGES)
-    console.print_json(data=about)
-    found = {}
-    for name in options.shape:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            found[name] = _run(pathlib.Path(folder), SHAPES[name], options.step, options.repeats)
-        _show(console, f"{name}: {SHAPES[name]}", found[name])
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": about, "shapes": found}, indent=1) + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shape",
-        type=lambda text: text.split(","),
-        default=["C0"],
-        help=f"comma-separated: {', '.join(SHAPES)}",
-    )
+    parser = command.parser(__doc__, SHAPES, seconds=None)
     parser.add_argument("--step", choices=("dense", "sparse"), default="sparse")
     parser.add_argument("--repeats", type=int, default=5, help="checkpoints [checkpoints]")
     parser.add_argument("--folder", type=pathlib.Path, help="where checkpoints are written")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write all figures to")
-    return parser
+    options = parser.parse_args(arguments)
+
+    def measure(name: str, console: Console) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            found = _run(pathlib.Path(folder), SHAPES[name], options.step, options.repeats)
+        _show(console, f"{name}: {SHAPES[name]}", found)
+        return found
+
+    command.run(options, PACKAGES, measure)
 
 
 def _run(folder: pathlib.Path, shape: Shape, kind: str, repeats: int) -> dict[str, float]:

@@ -6,11 +6,7 @@ All sides get the same entries, and their results are compared first. torch and 
 where they are installed.
 """
 
-import argparse
-import json
-import pathlib
-import sys
-import tempfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,36 +14,24 @@ import numpy as np
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from rich.console import Console
 
-from harness import machine
+from harness import command, machine
 from harness.sides import compare, show
 from trainers.problem import SHAPES, make_problem
 
 OURS = "jaxdiff"
+PACKAGES = ("jaxdiff", "jax", "jaxlib", "numpy", "scipy", "torch")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmark from the command line."""
-    options = _parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    with tempfile.TemporaryDirectory() as folder:
-        machine.settle(folder)
-        about = machine.describe(("jaxdiff", "jax", "jaxlib", "numpy", "scipy", "torch"))
-        shapes = {}
-        for name in options.shape.split(","):
-            shapes[name] = compare(_sides(name), options.seconds)
-            show(console, f"{name}: {SHAPES[name]}", shapes[name], OURS)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": about, "shapes": shapes}, indent=1) + "\n")
+    options = command.parser(__doc__, SHAPES).parse_args(arguments)
 
+    def measure(name: str, console: Console) -> dict[str, Any]:
+        found = compare(_sides(name), options.seconds)
+        show(console, f"{name}: {SHAPES[name]}", found, OURS)
+        return found
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", default="C0", help=f"comma-separated, of {', '.join(SHAPES)}")
-    parser.add_argument("--seconds", type=float, default=5.0, help="time for each side [s]")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write all figures to")
-    return parser
+    command.run(options, PACKAGES, measure)
 
 
 def _sides(name: str):
@@ -73,7 +57,7 @@ def _sides(name: str):
     sides |= _torch(chosen, values, offsets, codes, problem.decoder)
     for key, side in sides.items():
         np.testing.assert_allclose(side(), expected, rtol=1e-3, atol=1e-3, err_msg=key)
-    return {key: _blocking(side) for key, side in sides.items()}
+    return sides
 
 
 def _scipy(rows, latents, values, shape, decoder):
@@ -100,10 +84,6 @@ def _torch(chosen, values, offsets, codes, decoder):
         )
 
     return {"torch embedding_bag": bag, "dense product, torch": lambda: dense @ table}
-
-
-def _blocking(side):
-    return lambda: jax.block_until_ready(side())
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ there. --quality also trains small dictionaries from stores of each dtype and co
 `jaxdiff bench feed STORE` measures your own store against the steps of your own config.
 """
 
-import argparse
-import json
 import pathlib
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from harness import machine
+from harness import command
 from jaxdiff.activations import Recorded, Store, StoreSource, write_store
 from jaxdiff.config import HarvestConfig
 from jaxdiff.types import ActivationBatch
@@ -37,40 +34,25 @@ PACKAGES = ("jaxdiff", "jax", "jaxlib", "numpy", "grain", "tensorstore")
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmark from the command line."""
-    options = _parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    about = machine.describe(PACKAGES)
-    console.print_json(data=about)
-    shapes = {}
-    for name in options.shape:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            shapes[name] = _run(pathlib.Path(folder), SHAPES[name], options.rows, options.seconds)
-        _show(console, f"{name}: {SHAPES[name]}", shapes[name])
-    found: dict[str, Any] = {"machine": about, "shapes": shapes}
-    if options.quality:
-        found["quality"] = quality()
-        _show(console, "dictionaries trained from each dtype", found["quality"])
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shape",
-        type=lambda text: text.split(","),
-        default=["C0"],
-        help=f"comma-separated: {', '.join(SHAPES)}",
-    )
+    parser = command.parser(__doc__, SHAPES)
     parser.add_argument("--rows", type=int, default=65_536, help="rows of a store [tokens]")
-    parser.add_argument("--seconds", type=float, default=5.0, help="time for each side [s]")
     parser.add_argument("--folder", type=pathlib.Path, help="where stores are written")
     parser.add_argument("--quality", action="store_true", help="compare dictionaries too")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write all figures to")
-    return parser
+    options = parser.parse_args(arguments)
+
+    def measure(name: str, console: Console) -> list[dict[str, Any]]:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            found = _run(pathlib.Path(folder), SHAPES[name], options.rows, options.seconds)
+        _show(console, f"{name}: {SHAPES[name]}", found)
+        return found
+
+    def trained(console: Console) -> list[dict[str, Any]]:
+        found = quality()
+        _show(console, "dictionaries trained from each dtype", found)
+        return found
+
+    more = {"quality": trained} if options.quality else {}
+    command.run(options, PACKAGES, measure, **more)
 
 
 def _run(folder: pathlib.Path, shape: Shape, rows: int, seconds: float) -> list[dict[str, Any]]:
@@ -142,17 +124,14 @@ def _show(console: Console, title: str, records: list[dict[str, Any]]) -> None:
         table.add_column(name, justify="right" if name not in ("side", "dtype") else "left")
     for record in records:
         cells = (record.get(name, "") for name in names)
-        table.add_row(
-            *(
-                f"{c:,.4g}"
-                if isinstance(c, float) and c < 10
-                else f"{c:,.0f}"
-                if isinstance(c, float)
-                else str(c)
-                for c in cells
-            )
-        )
+        table.add_row(*map(_cell, cells))
     console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.4g}" if value < 10 else f"{value:,.0f}"
 
 
 if __name__ == "__main__":

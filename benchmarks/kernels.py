@@ -9,7 +9,6 @@ there is the XLA side alone: Pallas kernels are interpreted there, which says no
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from jaxdiff.kernels.weighted_gather import weighted_gather
 from rich.console import Console
 from rich.table import Table
 
-from harness import machine, timing
+from harness import machine
+from harness.sides import alternately
 
 PALLAS: dict[str, Implementation] = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
 BUDGET = 5.0
@@ -99,23 +99,6 @@ def ops(shape: argparse.Namespace) -> dict[str, Callable[[Implementation], Calla
     }
 
 
-def measure(sides: list[Callable[[], object]]) -> list[timing.Summary]:
-    """Times calls in turn, after one that compiles and one that is for planning."""
-    plans, seconds = [], [[] for _ in sides]
-    for side in sides:
-        jax.block_until_ready(side())
-        plans.append(timing.plan(_seconds(side), BUDGET))
-    for i in timing.alternate([plan.repeats for plan in plans]):
-        seconds[i].append(_seconds(sides[i]))
-    return [timing.summarize(some) for some in seconds]
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Prints a table, and writes the numbers where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -134,7 +117,10 @@ def main() -> None:
     found = []
     for op, prepare in ops(shape).items():
         usable = names if op != "row_squares" or pallas == "pallas_tpu" else names[:1]
-        for name, summary in zip(usable, measure([prepare(n) for n in usable]), strict=True):
+        sides = {name: prepare(name) for name in usable}
+        for side in sides.values():
+            jax.block_until_ready(side())
+        for name, summary in alternately(sides, BUDGET).items():
             found.append({"op": op, "implementation": name, **summary._asdict()})
             cells = f"{1e3 * summary.median:.3f}", f"{1e3 * (summary.q3 - summary.q1):.3f}"
             table.add_row(op, name, *cells, str(summary.repeats))

@@ -6,11 +6,7 @@ All sides get the same scores and their sets are compared first; ties make no di
 scores are drawn from a continuous distribution. torch is timed where it is installed.
 """
 
-import argparse
-import json
-import pathlib
-import sys
-import tempfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,36 +16,24 @@ from jaxdiff.kernels.largest import largest
 from jaxdiff.kernels.select import Scores, select
 from rich.console import Console
 
-from harness import machine
+from harness import command, machine
 from harness.sides import compare, show
 from trainers.problem import SHAPES, Shape, make_problem
 
 OURS = "jaxdiff, list"
+PACKAGES = ("jaxdiff", "jax", "jaxlib", "numpy", "torch")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmark from the command line."""
-    options = _parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    with tempfile.TemporaryDirectory() as folder:
-        machine.settle(folder)
-        about = machine.describe(("jaxdiff", "jax", "jaxlib", "numpy", "torch"))
-        shapes = {}
-        for name in options.shape.split(","):
-            shapes[name] = compare(_sides(name), options.seconds)
-            show(console, f"{name}: {SHAPES[name]}", shapes[name], OURS)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": about, "shapes": shapes}, indent=1) + "\n")
+    options = command.parser(__doc__, SHAPES).parse_args(arguments)
 
+    def measure(name: str, console: Console) -> dict[str, Any]:
+        found = compare(_sides(name), options.seconds)
+        show(console, f"{name}: {SHAPES[name]}", found, OURS)
+        return found
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", default="C0", help=f"comma-separated, of {', '.join(SHAPES)}")
-    parser.add_argument("--seconds", type=float, default=5.0, help="time for each side [s]")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write all figures to")
-    return parser
+    command.run(options, PACKAGES, measure)
 
 
 def _sides(name: str):
@@ -94,11 +78,7 @@ def _sides(name: str):
         torch.set_num_threads(machine.CORES)
         tensor = torch.from_numpy(flat)
         sides["torch.topk"] = lambda: torch.topk(tensor, n, sorted=False)
-    return {key: _blocking(side) for key, side in sides.items()}
-
-
-def _blocking(side):
-    return lambda: jax.block_until_ready(side())
+    return sides
 
 
 if __name__ == "__main__":

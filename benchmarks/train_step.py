@@ -11,12 +11,8 @@ alternate. The floor is the encoder's product alone (the faster of jax and torch
 writing each parameter and its second moment once, at the speed of a copy.
 """
 
-import argparse
 import importlib
-import json
-import pathlib
-import sys
-import tempfile
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +21,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from harness import machine, timing
+from harness import command, machine
+from harness.sides import alternately
 from trainers.problem import SHAPES, Problem, make_problem
 
 OURS = {"jaxdiff sparse": "jaxdiff_step:Sparse", "jaxdiff dense": "jaxdiff_step:Dense"}
@@ -45,42 +42,22 @@ PACKAGES += ("sae-lens", "dictionary-learning", "eai-sparsify")
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmark from the command line."""
-    options = _parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    sides = FLOOR | OURS | (PEERS if options.peers else {})
-    with tempfile.TemporaryDirectory() as folder:
-        machine.settle(folder)
-        about = machine.describe(PACKAGES)
-        console.print_json(data=about)
-        shapes = {}
-        for name in options.shape:
-            shapes[name] = _run(make_problem(name), sides, options.seconds)
-            _show(console, name, shapes[name])
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": about, "shapes": shapes}, indent=1) + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    listed = "; ".join(f"{name}: {shape}" for name, shape in SHAPES.items())
-    parser.add_argument(
-        "--shape",
-        type=lambda text: text.split(","),
-        default=["C0"],
-        help=f"comma-separated; {listed}",
-    )
+    parser = command.parser(__doc__, SHAPES, seconds=20.0)
     parser.add_argument("--peers", action="store_true", help="time the other libraries too")
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for each side [s]")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write all figures to")
-    return parser
+    options = parser.parse_args(arguments)
+    sides = FLOOR | OURS | (PEERS if options.peers else {})
+
+    def measure(name: str, console: Console) -> dict[str, Any]:
+        found = _run(make_problem(name), sides, options.seconds)
+        _show(console, name, found)
+        return found
+
+    command.run(options, PACKAGES, measure)
 
 
 def _run(problem: Problem, sides: dict[str, str], seconds: float) -> dict[str, Any]:
     """Returns, for each side, its timings; and the floor's parts and ratios."""
-    steps: dict[str, Callable[[int], None]] = {}
+    steps: dict[str, Callable[[], None]] = {}
     results: dict[str, Any] = {}
     for name, target in sides.items():
         module, _, kind = target.partition(":")
@@ -103,28 +80,16 @@ def _run(problem: Problem, sides: dict[str, str], seconds: float) -> dict[str, A
         if name in COMPARED and not np.isclose(loss, problem.first_loss, rtol=2e-4):
             results[name]["failed"] = f"first loss {loss:.6g}, expected {problem.first_loss:.6g}"
             continue
-        steps[name] = side.step
-    _time(steps, results, seconds)
+        steps[name] = _stepping(side)
+    for name, warm in alternately(steps, seconds).items():
+        results[name]["warm_s"] = warm._asdict()
     return {"shape": problem.shape._asdict(), "sides": results, "floor_s": _floor(problem, results)}
 
 
-def _time(steps, results, seconds: float) -> None:
-    names = list(steps)
-    plans = []
-    for name in names:
-        start = time.perf_counter()
-        steps[name](0)
-        plans.append(timing.plan(time.perf_counter() - start, seconds))
-    for name, plan in zip(names, plans, strict=True):
-        for i in range(plan.warmups):
-            steps[name](i + 1)
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for turn in timing.alternate([plan.repeats for plan in plans]):
-        start = time.perf_counter()
-        steps[names[turn]](len(taken[names[turn]]))
-        taken[names[turn]].append(time.perf_counter() - start)
-    for name in names:
-        results[name]["warm_s"] = timing.summarize(taken[name])._asdict()
+def _stepping(side) -> Callable[[], None]:
+    """Returns a call that takes the side's next step."""
+    numbers = itertools.count(1)
+    return lambda: side.step(next(numbers))
 
 
 def _median(results, name: str) -> float | None:

@@ -308,8 +308,7 @@ def _dictionary(known: argparse.Namespace, rest: list[str]) -> int:
     if (known.out / "dictionary.json").exists():
         raise JaxdiffError("this folder has a dictionary", where=known.out, fix="choose another")
     d, normalization = dictionaries.import_dictionary(known.source, known.format)
-    shift = {"mean": normalization.mean.tolist(), "scale": normalization.scale.tolist()}
-    dictionaries.save(d, known.out, normalization=shift, imported=str(known.source))
+    dictionaries.save(d, known.out, normalization=normalization, imported=str(known.source))
     models, width, latents = d.W_enc.shape
     size = f"{latents} latents, {models} x {width}"
     print(f"{known.out}: {d.activation}, {size}, code norm {d.code_norm}")

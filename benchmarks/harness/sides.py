@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -11,28 +12,40 @@ from harness import timing
 
 
 def compare(sides: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, dict[str, Any]]:
-    """Calls each side once, warms it up, and times the sides in turn.
+    """Calls each side once, and times the sides as `alternately` does.
 
     Args:
-        sides: Functions that return when all is done.
+        sides: Functions; what they return is waited for.
         seconds: Time for each [s].
 
     Returns:
         For each side its first call and the order statistics of the others [s].
     """
-    results, plans = {}, []
+    first = {name: _timed(side) for name, side in sides.items()}
+    warm = alternately(sides, seconds)
+    return {name: {"first_s": first[name], "warm_s": warm[name]._asdict()} for name in sides}
+
+
+def alternately(
+    sides: Mapping[str, Callable[[], object]], seconds: float
+) -> dict[str, timing.Summary]:
+    """Times sides in turn that have been called before, after one call more and warm-ups.
+
+    Args:
+        sides: Functions; what they return is waited for.
+        seconds: Time for each [s].
+
+    Returns:
+        Order statistics of the calls of each side [s].
+    """
+    plans = {name: timing.plan(_timed(side), seconds) for name, side in sides.items()}
     for name, side in sides.items():
-        results[name] = {"first_s": _timed(side)}
-        plan = timing.plan(_timed(side), seconds)
-        for _ in range(plan.warmups):
-            side()
-        plans.append(plan)
+        for _ in range(plans[name].warmups):
+            _timed(side)
     names, taken = list(sides), {name: [] for name in sides}
-    for turn in timing.alternate([plan.repeats for plan in plans]):
+    for turn in timing.alternate([plan.repeats for plan in plans.values()]):
         taken[names[turn]].append(_timed(sides[names[turn]]))
-    for name in names:
-        results[name]["warm_s"] = timing.summarize(taken[name])._asdict()
-    return results
+    return {name: timing.summarize(times) for name, times in taken.items()}
 
 
 def show(console: Console, title: str, results: dict[str, dict[str, Any]], ours: str) -> None:
@@ -57,5 +70,5 @@ def show(console: Console, title: str, results: dict[str, dict[str, Any]], ours:
 
 def _timed(side: Callable[[], object]) -> float:
     start = time.perf_counter()
-    side()
+    jax.block_until_ready(side())
     return time.perf_counter() - start

@@ -1,6 +1,8 @@
 """A dictionary on disk: `dictionary.safetensors` and what is not an array in its metadata."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ NAME = "dictionary"
 _SIDES = ("reads", "writes")
 
 
-def save(d: Dictionary, folder: Path, **record: Any) -> None:
+def save(
+    d: Dictionary, folder: Path, *, normalization: Normalization | None = None, **record: Any
+) -> None:
     """Writes `dictionary.safetensors` (arrays) and `dictionary.json` (settings and `record`).
 
     Args:
         d: The dictionary.
         folder: Folder to write to; made when missing.
+        normalization: Maps raw activations to what the dictionary takes; None: it takes them raw.
         **record: More to keep in the JSON file, for people and later stages.
     """
     from safetensors.numpy import save as serialise
@@ -30,8 +35,13 @@ def save(d: Dictionary, folder: Path, **record: Any) -> None:
     present = {name: getattr(d, name) for name in LEAVES}
     arrays = {name: np.asarray(leaf) for name, leaf in present.items() if leaf is not None}
     write_atomically(folder / f"{NAME}.safetensors", serialise(arrays))
-    settings = {name: getattr(d, name) for name in STATIC}
-    text = json.dumps({"dictionary": settings, **record}, indent=1, allow_nan=False)
+    whole: dict[str, Any] = {"dictionary": {name: getattr(d, name) for name in STATIC}}
+    if normalization is not None:
+        whole["normalization"] = {
+            "mean": np.asarray(normalization.mean).tolist(),
+            "scale": np.asarray(normalization.scale).tolist(),
+        }
+    text = json.dumps(whole | record, indent=1, allow_nan=False)
     write_atomically(folder / f"{NAME}.json", text.encode())
 
 
@@ -41,11 +51,10 @@ def load(folder: str | Path) -> Dictionary:
     Raises:
         JaxdiffError: If a file is missing or cannot be read, or an array is missing.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     folder = Path(folder)
-    try:
+    with _explained(folder):
         settings = json.loads((folder / f"{NAME}.json").read_text())["dictionary"]
         arrays = load_file(folder / f"{NAME}.safetensors")
         # A skip, and sources of its own, are what most dictionaries have not.
@@ -56,22 +65,32 @@ def load(folder: str | Path) -> Dictionary:
             found = settings.get(name)
             static[name] = None if found is None else tuple(found)
         return Dictionary(**leaves, W_skip=skip, **static)
+
+
+def load_normalization(folder: str | Path) -> Normalization:
+    """Reads the normalisation that was saved beside a dictionary; the identity if none was.
+
+    Raises:
+        JaxdiffError: If the dictionary cannot be read.
+    """
+    folder = Path(folder)
+    with _explained(folder):
+        record = json.loads((folder / f"{NAME}.json").read_text()).get("normalization")
+        if record is not None:
+            return Normalization(**{n: np.asarray(v, np.float32) for n, v in record.items()})
+    d = load(folder)
+    return Normalization.identity((d.sources, d.b_dec.shape[1]))
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise JaxdiffError(
             f"the dictionary cannot be read: {type(error).__name__}: {error}",
             where=folder,
             fix="train it again, or name a folder that `jaxdiff train` wrote",
         ) from None
-
-
-def load_normalization(folder: str | Path) -> Normalization:
-    """Reads the normalisation that was saved as `record["normalization"]`; the identity if none.
-
-    Raises:
-        JaxdiffError: If the dictionary cannot be read.
-    """
-    d = load(folder)
-    record = json.loads((Path(folder) / f"{NAME}.json").read_text()).get("normalization")
-    if record is None:
-        return Normalization.identity((d.sources, d.b_dec.shape[1]))
-    return Normalization(**{name: np.asarray(v, np.float32) for name, v in record.items()})

@@ -244,10 +244,7 @@ def _write_result(folder: Path, result: TrainResult, own: dict[str, Any]) -> Non
     files.save(
         dictionary,
         folder,
-        normalization={
-            "mean": jax.device_get(result.normalization.mean).tolist(),
-            "scale": jax.device_get(result.normalization.scale).tolist(),
-        },
+        normalization=jax.device_get(result.normalization),
         evaluation=dataclasses.asdict(result.evaluation),
         steps=result.steps,
         tokens=result.tokens,
@@ -270,13 +267,18 @@ def read_result(folder: str | Path, own: dict[str, Any] | None = None) -> TrainR
     folder = Path(folder)
     dictionary = files.load(folder)
     found = json.loads((folder / f"{files.NAME}.json").read_text())
+    if "evaluation" not in found:
+        raise JaxdiffError(
+            "this dictionary was not trained by jaxdiff",
+            where=folder,
+            fix="read it with dictionaries.load and dictionaries.load_normalization",
+        )
     if own is not None:
         settings.check(found["settings"], own, folder)
-    shift = {name: np.asarray(v, np.float32) for name, v in found["normalization"].items()}
     measured = found["evaluation"]
     return TrainResult(
         dictionary=dictionary,
-        normalization=Normalization(**shift),
+        normalization=files.load_normalization(folder),
         evaluation=Evaluation(**measured | {"fve": tuple(measured["fve"])}),
         **{name: found[name] for name in ("steps", "tokens", "l1_weight", "history")},
     )

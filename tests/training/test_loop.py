@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
-from jaxdiff.dictionaries import load
+from jaxdiff.dictionaries import files, init, load
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.training import fit, train
 from jaxdiff.training.history import rewind
@@ -109,3 +109,9 @@ def test_history_is_cut_back_to_the_checkpoint(tmp_path):
     (tmp_path / "history.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     assert rewind(tmp_path, 2) == [{"step": 1}, {"step": 2}]
     assert (tmp_path / "history.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_dictionary_from_elsewhere_is_no_result(tmp_path):
+    files.save(init(QUICK, (2, 3), key=jax.random.key(0)), tmp_path, imported="elsewhere")
+    with pytest.raises(JaxdiffError, match="dictionaries.load"):
+        read_result(tmp_path)
