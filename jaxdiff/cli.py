@@ -52,19 +52,7 @@ def main(args: list[str] | None = None) -> int:
     words = sys.argv[1:] if args is None else args
     known, rest = _parser().parse_known_args(words)
     try:
-        if known.command == "organism":
-            return _organism(known, rest)
-        if known.command == "presets":
-            return _presets()
-        if known.command == "dictionary":
-            return _dictionary(known, rest)
-        if known.command == "estimate":
-            return _estimate(known, rest)
-        if known.command == "bench":
-            return _bench(known, rest)
-        if known.command in ("models", "sites"):
-            return (_models if known.command == "models" else _sites)(known, rest)
-        return _stage(known, rest)
+        return _COMMANDS.get(known.command, _stage)(known, rest)
     except JaxdiffError as error:
         print(f"jaxdiff: {error}", file=sys.stderr)
         return error.code
@@ -315,7 +303,8 @@ def _dictionary(known: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _presets() -> int:
+def _presets(known: argparse.Namespace, rest: list[str]) -> int:
+    _refuse(known, rest)
     for name, path in config.presets().items():
         print(f"{name:20} {path.read_text().splitlines()[0].lstrip('# ')}")
     return 0
@@ -357,6 +346,18 @@ def _quiet() -> None:
     # Orbax logs the traceback of an error that it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(transformers|orbax|grain|flax)\b.*")
+
+
+# All others are stages of a run.
+_COMMANDS = {
+    "bench": _bench,
+    "dictionary": _dictionary,
+    "estimate": _estimate,
+    "models": _models,
+    "organism": _organism,
+    "presets": _presets,
+    "sites": _sites,
+}
 
 
 if __name__ == "__main__":

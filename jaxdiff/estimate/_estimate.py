@@ -99,8 +99,7 @@ def estimate(config: RunConfig, topology: Topology, *, width: int | None = None)
 
     Raises:
         JaxdiffError: If the mesh does not fit the topology or the run, there are other sources
-            than two models at one site, or no model's config can be
-            read and no width is given.
+            than two models at one site, or no model's config can be read and no width is given.
     """
     if "," in config.site or config.models.others:
         raise JaxdiffError(

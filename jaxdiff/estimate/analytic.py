@@ -57,7 +57,7 @@ def dense_costs(
     data, latent = sizes
     rows, latents = train.batch / data, dictionary.latents / latent
     parameters = 2 * width * latents + latents + width
-    revived = dictionary.activation != "relu" and dictionary.aux > 0
+    revived = not dictionary.penalised and dictionary.aux > 0
     products, item = 8 if revived else 5, jnp.dtype(train.dtype).itemsize
     rounded = item if item < 4 else 0
     scores, reconstruction = rows * latents * 4, rows * width * 4
@@ -157,7 +157,7 @@ def harvest_costs(
         wide = max(spec.d_mlp * 2, spec.n_heads * config.text.context)
         largest = max(largest, block * item + tokens * (wide + 4 * spec.d_model) * item)
     stored = tokens * len(specs) * specs[0].d_model
-    kept = stored * (jnp.dtype(config.harvest.dtype).itemsize + 4)
+    kept = stored * (jnp.dtype(config.harvest.computed).itemsize + 4)
     return Costs(
         memory={
             "parameters": weights,

@@ -1,6 +1,3 @@
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,24 +5,15 @@ import numpy as np
 from jaxdiff.activations import Moments, Store, harvest
 
 
-def test_two_processes_write_one_store_and_stream_together(tmp_path, pair, documents, site, join):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+def test_two_processes_write_one_store_and_stream_together(
+    in_processes, tmp_path, pair, documents, site, join
+):
     here = Path(__file__).parent
-    command = [sys.executable, str(here / "harvest_in_two.py")]
-    rest = [str(port), str(tmp_path), str(here)]
-    logs = [(tmp_path / f"log-{i}").open("w+") for i in range(2)]
-    children = [
-        subprocess.Popen([*command, str(i), *rest], stdout=log, stderr=log)
-        for i, log in enumerate(logs)
-    ]
-    try:
-        codes = [child.wait(timeout=240) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-        text = [(log.seek(0), log.read(), log.close())[1] for log in logs]
+
+    def words(i, port):
+        return [str(here / "harvest_in_two.py"), str(i), str(port), str(tmp_path), str(here)]
+
+    codes, text = in_processes(2, words, tmp_path)
     assert codes == [0, 0], text
 
     store = Store.open(tmp_path)

@@ -1,9 +1,6 @@
 """Two and four processes train what one does, and go on where any number of them stopped."""
 
 import json
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -27,33 +24,24 @@ def store(memory, tmp_path_factory):
     return folder
 
 
-def run(store: Path, out: Path, count: int, death: int = 0) -> None:
+@pytest.fixture(scope="module")
+def run(in_processes):
     """Runs `count` processes that together have four devices."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    out.mkdir(exist_ok=True)
-    logs = [(out / f"log-{count}-{i}").open("w+") for i in range(count)]
-    words = [str(4 // count), "{}", str(count), str(port), str(death)]
-    children = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, store, out, *(word.format(i) for word in words)],
-            stdout=log,
-            stderr=log,
-        )
-        for i, log in enumerate(logs)
-    ]
-    try:
-        codes = [child.wait(timeout=300) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-        text = [(log.seek(0), log.read(), log.close())[1] for log in logs]
-    assert all(codes) if death else not any(codes), text
+
+    def run(store: Path, out: Path, count: int, death: int = 0) -> None:
+        out.mkdir(exist_ok=True)
+
+        def words(i, port):
+            return [SCRIPT, store, out, *map(str, (4 // count, i, count, port, death))]
+
+        codes, text = in_processes(count, words, out)
+        assert all(codes) if death else not any(codes), text
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def alone(store, tmp_path_factory):
+def alone(run, store, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
     run(store, out, 1)
     return out
@@ -85,12 +73,12 @@ def assert_the_same(out: Path, alone: Path, count: int) -> None:
             assert other == pytest.approx(one, rel=1e-5)
 
 
-def test_processes_train_what_one_does(store, alone, tmp_path):
+def test_processes_train_what_one_does(run, store, alone, tmp_path):
     run(store, tmp_path, 2)
     assert_the_same(tmp_path, alone, 2)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(store, alone, tmp_path):
+def test_a_run_goes_on_with_another_number_of_processes(run, store, alone, tmp_path):
     run(store, tmp_path, 2, death=13)
     assert (tmp_path / "dense" / "checkpoints").is_dir()
     run(store, tmp_path, 4)
