@@ -83,10 +83,11 @@ def listed(source: jax.Array, indices: jax.Array, weights: jax.Array) -> Listed:
     filled = -indices.size % WINDOW
     indices = jnp.pad(indices, (0, filled)).reshape(-1, 1, WINDOW)
     weights = jnp.pad(weights, (0, filled)).reshape(-1, 1, WINDOW)
-    return Listed(_packed(source), indices, weights.astype(jnp.float32))
+    return Listed(packed(source), indices, weights.astype(jnp.float32))
 
 
-def _packed(source: jax.Array) -> jax.Array:
+def packed(source: jax.Array) -> jax.Array:
+    """Brings a source into a form of which single rows can be copied."""
     width = source.shape[1]
     if source.dtype != jnp.bfloat16 or width % 256:
         return source.astype(jnp.float32)
@@ -94,6 +95,14 @@ def _packed(source: jax.Array) -> jax.Array:
     halves = source[:, : width // 2], source[:, width // 2 :]
     low, high = (lax.bitcast_convert_type(h, jnp.uint16).astype(jnp.uint32) for h in halves)
     return low | (high << 16)
+
+
+def unpacked(rows: jax.Array) -> jax.Array:
+    """Returns rows of a source, as they were copied, in float32."""
+    if rows.dtype == jnp.float32:
+        return rows
+    halves = rows << 16, rows & jnp.uint32(0xFFFF0000)
+    return jnp.concatenate([lax.bitcast_convert_type(h, jnp.float32) for h in halves], axis=1)
 
 
 def scratch(source: jax.Array) -> Scratch:
@@ -208,14 +217,7 @@ def add_up_block(
 
 def _add(held: Scratch, rows, factor, own) -> None:
     """Adds eight weighted rows; a select, so that another group's NaN stays there."""
-    if rows.dtype == jnp.float32:
-        held.total[...] += jnp.where(own, rows * factor, 0.0)
-        return
-    width = rows.shape[1]
-    low = lax.bitcast_convert_type(rows << 16, jnp.float32)
-    high = lax.bitcast_convert_type(rows & jnp.uint32(0xFFFF0000), jnp.float32)
-    held.total[:, :width] += jnp.where(own, low * factor, 0.0)
-    held.total[:, width:] += jnp.where(own, high * factor, 0.0)
+    held.total[...] += jnp.where(own, unpacked(rows) * factor, 0.0)
 
 
 def _turn(given: Listed, held: Scratch, window) -> None:

@@ -47,5 +47,12 @@ def encode_marks(
     if x.shape[0] * W.shape[0] >= 2**31:
         sizes = f"{x.shape[0]} rows x {W.shape[0]} latents"
         raise ValueError(f"counts hold fewer than 2^31 keys, not {sizes}; split the rows")
-    known = {"xla": functools.partial(xla.encode_marks, dtype=dtype)}
+    from . import gpu, tpu
+
+    known = {
+        "xla": xla.encode_marks,
+        "pallas_tpu": tpu.encode_marks,
+        "pallas_gpu": gpu.encode_marks,
+    }
+    known = {name: functools.partial(op, dtype=dtype) for name, op in known.items()}
     return dispatch(known, implementation, x, W, b, norms, low, high)

@@ -6,8 +6,9 @@ from jaxtyping import Array, DTypeLike, Float, Int32, UInt32
 
 from ..bitmap import pack, places
 
-_WORD = 32
-# Keys that are held at a time, where a word's rows have fewer.
+# Rows of a word of the bit map.
+WORD = 32
+# Keys that are held at a time.
 _KEYS = 1 << 24
 
 
@@ -25,37 +26,33 @@ def encode_marks(
     W = W.astype(dtype)
 
     def mark(rows):
-        made = keys(rows, W, b, norms)
-        return pack(made >= low), places(pack(made >= high))
+        keys = (product(rows, W) + b[None, :]) * norms[None, :]
+        return pack(keys >= low), places(pack(keys >= high))
 
-    words, counts = lax.map(mark, chunks(x.astype(dtype), W.shape[0]))
-    words = words.reshape(-1, W.shape[0])[: -(-x.shape[0] // _WORD)]
+    words, counts = lax.map(mark, chunks(x.astype(dtype), W.shape[0], _KEYS))
+    words = words.reshape(-1, W.shape[0])[: -(-x.shape[0] // WORD)]
     return words, jnp.sum(counts, dtype=jnp.int32)
 
 
-def chunks(x: Float[Array, "B K"], latents: int) -> Float[Array, "n C K"]:
-    """Cuts rows into equal chunks of whole words; what fills the last up has keys of NaN."""
-    most = max(_KEYS // latents // _WORD, 1) * _WORD
+def chunks(x: Float[Array, "B K"], latents: int, keys: int) -> Float[Array, "n C K"]:
+    """Cuts rows into equal chunks of whole words, of so many keys at most where that is a word.
+
+    What fills the last one up has keys of NaN, which reach nothing.
+    """
+    most = max(keys // latents // WORD, 1) * WORD
     count = -(-x.shape[0] // most)
-    each = -(-x.shape[0] // (count * _WORD)) * _WORD
+    each = -(-x.shape[0] // (count * WORD)) * WORD
     x = jnp.pad(x, ((0, count * each - x.shape[0]), (0, 0)), constant_values=jnp.nan)
     return x.reshape(count, each, -1)
 
 
-def keys(
-    x: Float[Array, "C K"],
-    W: Float[Array, "L K"],
-    b: Float[Array, " L"],
-    norms: Float[Array, " L"],
-) -> Float[Array, "C L"]:
-    """Returns `(x W^T + b) * norms` in float32."""
+def product(x: Float[Array, "C K"], W: Float[Array, "L K"]) -> Float[Array, "C L"]:
+    """Returns `x W^T`, summed in float32."""
     # Float32 factors are meant: TPUs and recent GPUs would otherwise round them.
-    precision = "highest" if x.dtype == jnp.float32 else "default"
-    pre = lax.dot_general(
+    return lax.dot_general(
         x,
         W,
         (((1,), (1,)), ((), ())),
-        precision=precision,
+        precision="highest" if x.dtype == jnp.float32 else "default",
         preferred_element_type=jnp.float32,
     )
-    return (pre + b[None, :]) * norms[None, :]

@@ -39,5 +39,12 @@ def gathered_dots(
     Raises:
         ValueError: If there is no implementation of that name.
     """
-    known = {"xla": functools.partial(xla.gathered_dots, dtype=dtype)}
+    from . import gpu, tpu
+
+    known = {
+        "xla": xla.gathered_dots,
+        "pallas_tpu": tpu.gathered_dots,
+        "pallas_gpu": gpu.gathered_dots,
+    }
+    known = {name: functools.partial(op, dtype=dtype) for name, op in known.items()}
     return dispatch(known, implementation, left, rows, right, others, count)

@@ -1,0 +1,121 @@
+"""The marks of the highest keys as a Mosaic TPU kernel: tiles of keys do not leave VMEM."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, DTypeLike, Float, Int32, UInt32
+
+from .xla import WORD, product
+
+# Rows of a tile of bfloat16; of float32, whose product takes six passes, half of them are enough.
+_ROWS, _LANES = 2048, 1024
+_SUBLANES = 8
+# Rows of a tile that are turned into keys and packed at a time: eight words fill a register.
+_SLAB = _SUBLANES * WORD
+# Inner sizes of a tile, the first that divides; others are filled up to a multiple of the last.
+_DEPTHS = (768, 512, 384, 256, 128)
+
+
+def encode_marks(
+    x: Float[Array, "B K"],
+    W: Float[Array, "L K"],
+    b: Float[Array, " L"],
+    norms: Float[Array, " L"],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+    *,
+    dtype: DTypeLike,
+    interpret: bool | pltpu.InterpretParams = False,
+) -> tuple[UInt32[Array, "W L"], Int32[Array, ""]]:
+    """Returns marks and their count; see `jaxdiff.kernels.encode_marks`.
+
+    The weights are read once for every tile of rows and rounded on the way, the rows once for every
+    1024 latents.
+    """
+    inner = x.shape[1]
+    # Rows are few: their copy is small, and is read more often than it is made.
+    x = jnp.pad(x.astype(dtype), ((0, 0), (0, -inner % _DEPTHS[-1])))
+    (rows, filled), latents = x.shape, W.shape[0]
+    depth = next(d for d in _DEPTHS if filled % d == 0)
+    height = _height(rows, _ROWS * 2 // x.dtype.itemsize)
+    grid = (pl.cdiv(latents, _LANES), pl.cdiv(rows, height), filled // depth)
+    tiles = 2 * depth * (height * x.dtype.itemsize + _LANES * W.dtype.itemsize)
+    words, counts = pl.pallas_call(
+        functools.partial(_kernel, shape=(rows, latents, inner)),
+        out_shape=(
+            jax.ShapeDtypeStruct((pl.cdiv(rows, WORD), latents), jnp.int32),
+            jax.ShapeDtypeStruct((grid[0], _SUBLANES, _LANES), jnp.int32),
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=grid,
+            in_specs=[
+                pl.BlockSpec((height, depth), lambda j, i, k, _: (i, k)),
+                pl.BlockSpec((_LANES, depth), lambda j, i, k, _: (j, k)),
+                pl.BlockSpec((1, _LANES), lambda j, i, k, _: (0, j)),
+                pl.BlockSpec((1, _LANES), lambda j, i, k, _: (0, j)),
+            ],
+            out_specs=(
+                pl.BlockSpec((height // WORD, _LANES), lambda j, i, k, _: (i, j)),
+                pl.BlockSpec((1, _SUBLANES, _LANES), lambda j, i, k, _: (j, 0, 0)),
+            ),
+            scratch_shapes=[pltpu.VMEM((height, _LANES), jnp.float32)],
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=tiles + 4 * height * _LANES * 4 + 2**23,
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * rows * latents * inner,
+            bytes_accessed=grid[0] * x.nbytes + grid[1] * W.nbytes + rows * latents // 8,
+            transcendentals=0,
+        ),
+        interpret=interpret,
+        name="encode_marks",
+    )(jnp.stack([low, high]), x, W, b[None, :], norms[None, :])
+    return lax.bitcast_convert_type(words, jnp.uint32), jnp.sum(counts, dtype=jnp.int32)
+
+
+def _height(rows: int, most: int) -> int:
+    """Returns how many rows a tile has: few tiles, equal, of whole words or slabs."""
+    each = pl.cdiv(rows, pl.cdiv(rows, most))
+    return pl.cdiv(each, _SLAB) * _SLAB if rows > _SLAB else pl.cdiv(rows, WORD) * WORD
+
+
+def _kernel(bounds, x, W, b, norms, words, counts, total, *, shape):
+    j, i, k = (pl.program_id(axis) for axis in range(3))
+    rows, latents, inner = shape
+    depth = x.shape[1]
+
+    @pl.when((i == 0) & (k == 0))
+    def _():
+        counts[...] = jnp.zeros_like(counts)
+
+    @pl.when(k == 0)
+    def _():
+        total[...] = jnp.zeros_like(total)
+
+    weights = W[...]
+    if inner % depth:
+        column = k * depth + lax.broadcasted_iota(jnp.int32, weights.shape, 1)
+        weights = jnp.where(column < inner, weights, 0.0)
+    total[...] += product(x[...], weights.astype(x.dtype))
+
+    @pl.when(k == pl.num_programs(2) - 1)
+    def _():
+        (height, lanes), slab = total.shape, min(total.shape[0], _SLAB)
+        row = lax.broadcasted_iota(jnp.int32, (slab, lanes), 0)
+        inside = lax.broadcasted_iota(jnp.int32, (slab, lanes), 1) < latents - j * lanes
+        bit = jnp.left_shift(1, row % WORD)
+        for at in range(0, height, slab):
+            keys = (total[pl.ds(at, slab), :] + b[...]) * norms[...]
+            # What lies beyond the operands' ends may be anything.
+            keys = jnp.where(inside & (row < rows - i * height - at), keys, -jnp.inf)
+            marks = jnp.where(keys >= bounds[0], bit, 0).reshape(-1, WORD, lanes)
+            words[pl.ds(at // WORD, slab // WORD), :] = jnp.sum(marks, axis=1)
+            reached = (keys >= bounds[1]).astype(jnp.int32).reshape(-1, _SUBLANES, lanes)
+            counts[0] += jnp.sum(reached, axis=0)
