@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxdiff.kernels.largest import largest
-from jaxdiff.kernels.select import Scores, select
+from jaxdiff.kernels.scores import Held, Share
+from jaxdiff.kernels.select import select
 from rich.console import Console
 
 from harness import command, machine
@@ -50,7 +51,7 @@ def _sides(name: str):
     @jax.jit
     def as_list(scores, near):
         found = select(
-            Scores(scores, 0 * ones, ones, jnp.int32(0)), jnp.int32(n), size=n, near=near
+            Held(scores, 0 * ones, ones, Share(jnp.int32(0))), jnp.int32(n), size=n, near=near
         )
         return found.entries
 

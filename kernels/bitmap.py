@@ -79,6 +79,52 @@ def entries(words: UInt32[Array, "W G"], size: int) -> Entries:
     return Entries(offsets, groups, word * _WORD + _place_of(value, rank))
 
 
+def kept(found: Entries, keep: Bool[Array, " N"], size: int) -> Entries:
+    """Returns the entries that are kept, in a list of `size` slots, which must be enough."""
+    held = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(keep.astype(jnp.int32))])
+    slot = jnp.where(keep, held[:-1], size)
+
+    def compact(a):
+        return jnp.zeros(size, jnp.int32).at[slot].set(a, mode="drop", unique_indices=False)
+
+    return Entries(held[found.offsets], compact(found.groups), compact(found.indices))
+
+
+def by_index(found: Entries, indices: int) -> tuple[Int32[Array, " _"], Int32[Array, " N"]]:
+    """Orders entries by index, and within one by group.
+
+    Args:
+        found: Entries by group.
+        indices: How many indices there are.
+
+    Returns:
+        Where each index's slots start, [indices + 1], and the slot of each entry; N for none.
+    """
+    shape, count = (found.offsets.size - 1, indices), found.offsets[-1]
+    columns = pack_places(found.indices, found.groups, count, shape).T
+    bits = lax.population_count(columns).astype(jnp.int32)
+    before = jnp.cumsum(bits, axis=1) - bits
+    totals = jnp.cumsum(before[:, -1] + bits[:, -1])
+    offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), totals])
+    at = found.indices, found.groups // _WORD
+    lower = columns[at] & _low_bits(found.groups % _WORD)
+    slots = offsets[found.indices] + before[at] + lax.population_count(lower).astype(jnp.int32)
+    valid = jnp.arange(slots.size, dtype=jnp.int32) < count
+    return offsets, jnp.where(valid, slots, slots.size)
+
+
+def first_rows(words: int, rows: Int32[Array, ""]) -> UInt32[Array, " W"]:
+    """Returns a column of a map that has the first `rows` rows."""
+    start = jnp.arange(words, dtype=jnp.int32) * _WORD
+    inside = jnp.clip(rows - start, 0, _WORD)
+    return jnp.where(inside == _WORD, ~jnp.uint32(0), _low_bits(inside % _WORD))
+
+
+def _low_bits(count: Int32[Array, "*s"]) -> UInt32[Array, "*s"]:
+    """Returns words of which the `count` lowest bits are set, fewer than 32."""
+    return (jnp.uint32(1) << count.astype(jnp.uint32)) - 1
+
+
 def _word_of(held: Int32[Array, "G W"], groups, rank) -> Int32[Array, " N"]:
     """Returns the word that the group's `rank`-th place is in, by bisection."""
     words = held.shape[1]

@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from .bisect import last_that
-from .select import ABOVE, LOWEST, Scores
+from .scores import ABOVE, LOWEST, Scores, Share
 
 
 def cut_rows(
@@ -19,28 +19,49 @@ def cut_rows(
         n: Number for each row; all positive ones where there are fewer.
 
     Returns:
-        The score's bit pattern, and the last latent (counted over all devices) that may equal it:
-        the chosen ones are those above it, and those equal to it up to that latent.
+        What `cut` does.
     """
-    values = jnp.where(allowed[None, :], scores.all(), 0.0)
-    place = scores.first + jnp.arange(allowed.size, dtype=jnp.int32)
+    place = scores.share.first + jnp.arange(allowed.size, dtype=jnp.int32)
+
+    def part(keys):
+        return cut(jnp.where(allowed[None, :], keys, 0.0), place[None, :], n, scores.share)
+
+    return scores.by_rows(part)
+
+
+def cut(
+    keys: Float[Array, "R C"], places: Int32[Array, "_ C"], n: Int32[Array, ""] | int, share: Share
+) -> tuple[Int32[Array, " R"], Int32[Array, " R"]]:
+    """Returns the lowest of each row's `n` largest positive keys, over all devices.
+
+    Args:
+        keys: Keys of this device, one or more columns.
+        places: Latent of each, counted over all devices; ties go to the lowest.
+        n: Number for each row; all positive ones where there are fewer.
+        share: This device's share.
+
+    Returns:
+        The key's bit pattern, and the last latent that may equal it: the chosen ones are those
+        above it, and those equal to it up to that latent.
+    """
+    rows = len(keys)
 
     def count(chosen):
-        return scores.total(jnp.sum(chosen, axis=1, dtype=jnp.int32))
+        return share.total(jnp.sum(chosen, axis=1, dtype=jnp.int32))
 
     def reach(pattern):
-        return values >= lax.bitcast_convert_type(pattern, jnp.float32)[:, None]
+        return keys >= lax.bitcast_convert_type(pattern, jnp.float32)[:, None]
 
-    rows = values.shape[0]
     lowest = jnp.full(rows, LOWEST, jnp.int32)
     n = jnp.minimum(n, count(reach(lowest)))
-    cut = last_that(lambda p: count(reach(p)) >= n, lowest, jnp.full(rows, ABOVE, jnp.int32))
-    equal = reach(cut) & ~reach(cut + 1)
-    needed = n - count(reach(cut + 1))
-    latents = scores.total(jnp.int32(allowed.size))
+    level = last_that(lambda p: count(reach(p)) >= n, lowest, jnp.full(rows, ABOVE, jnp.int32))
+    equal = reach(level) & ~reach(level + 1)
+    needed = n - count(reach(level + 1))
+    last = jnp.max(places)
+    last = lax.pmax(last, share.axes) if share.axes else last
     first = last_that(
-        lambda q: count(equal & (place[None, :] <= -q[:, None])) >= needed,
-        jnp.full(rows, 1, jnp.int32) - latents,
+        lambda q: count(equal & (places <= -q[:, None])) >= needed,
+        jnp.full(rows, 0, jnp.int32) - last,
         jnp.full(rows, 1, jnp.int32),
     )
-    return cut, -first
+    return level, -first

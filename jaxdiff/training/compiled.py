@@ -50,7 +50,10 @@ def is_sparse(config: DictionaryConfig, train: TrainConfig) -> bool:
         JaxdiffError: If the sparse step is asked for and these settings do not allow it.
     """
     wanted = {
-        "dictionary.activation": (config.activation, config.activation == "batch_topk"),
+        "dictionary.activation": (
+            config.activation,
+            config.activation in ("batch_topk", "topk"),
+        ),
         "dictionary.code_norm": (config.code_norm, config.code_norm != "decoupled"),
         "train.beta1": (train.beta1, train.beta1 == 0),
     }
@@ -62,8 +65,8 @@ def is_sparse(config: DictionaryConfig, train: TrainConfig) -> bool:
         raise JaxdiffError(
             f"the sparse step cannot be taken with {', '.join(wrong)}",
             where="train.step",
-            fix="it needs a plain batch_topk, a code norm that is not decoupled and beta1 = 0; "
-            "or let train.step be auto",
+            fix="it needs a plain batch_topk or topk, a code norm that is not decoupled and "
+            "beta1 = 0; or let train.step be auto",
         )
     return train.step != "dense" and not wrong
 
@@ -129,7 +132,7 @@ def compile_init(
     The state is made where it will stay; no device ever holds all of it.
 
     Raises:
-        JaxdiffError: If more latents are to be active than there are.
+        JaxdiffError: If more latents are to be active than there are, or none.
     """
     most = max(config.k, config.k_start or 0.0)
     if not config.penalised and most > config.latents:
@@ -137,6 +140,14 @@ def compile_init(
             f"k = {most:g} is above its {config.latents} latents",
             where="dictionary.k",
             fix="lower k and k_start, or raise latents",
+        )
+
+    least = min(config.k, config.k_start or config.k)
+    if config.activation == "batch_topk" and round(least * train.batch) < 1:
+        raise JaxdiffError(
+            f"k = {least:g} of a batch of {train.batch} tokens is no latent at all",
+            where="dictionary.k",
+            fix="raise k, k_start or train.batch",
         )
 
     def start(x, normalization, *, key) -> State:
@@ -165,9 +176,11 @@ def compile_step(config: DictionaryConfig, train: TrainConfig, like: State, mesh
         # A sum over one device would still be a copy.
         axes = (DATA, LATENT) if mesh.size > 1 else ()
         x = lax.all_gather(x, DATA, tiled=True) if axes else x
-        step = functools.partial(sparse_step, config=config, train=train, axes=axes)
+        step = functools.partial(sparse_step, config=config, train=train, axes=axes, held=held)
         return _guarded(step, state, x, normalization, train)
 
+    # CPUs have memory for the encoder's product, and gain from it.
+    held = mesh.devices.flat[0].platform == "cpu"
     shardings = jax.tree.map(lambda a: a.sharding, like)
     specs = jax.tree.map(lambda s: s.spec, shardings)
     sparse = jax.shard_map(

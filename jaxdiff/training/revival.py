@@ -17,7 +17,7 @@ from jaxdiff.dictionaries.aux_k import most_used, unexplained
 from jaxdiff.dictionaries.dictionary import accumulation
 from jaxdiff.kernels.cut_rows import cut_rows
 from jaxdiff.kernels.row_adam import Schedule, update_rows
-from jaxdiff.kernels.select import LOWEST, Scores
+from jaxdiff.kernels.scores import LOWEST, Scores
 from jaxdiff.training.rows import Tables
 
 # Dead latents of a block.
@@ -63,7 +63,7 @@ def revive(
         error: Error of the reconstruction; a constant of this term.
         config: Settings of the dictionary.
     """
-    count = scores.total(jnp.sum(dead, dtype=jnp.int32))
+    count = scores.share.total(jnp.sum(dead, dtype=jnp.int32))
     nobody = Revived(
         loss=jnp.zeros(()),
         slope=jnp.zeros((error.shape[0], error.size // error.shape[0])),
@@ -93,7 +93,7 @@ def _revive(start: Revived, W_dec, error, count, config: DictionaryConfig):
     def decode(total, latents, codes):
         return total + _product(codes, W_dec[latents])
 
-    guess = scores.total(_fold(start, decode, jnp.zeros_like(rows)))
+    guess = scores.share.total(_fold(start, decode, jnp.zeros_like(rows)))
     loss, slope = jax.value_and_grad(unexplained, argnums=1)(error, guess.reshape(error.shape))
     return loss, config.aux * slope.reshape(rows.shape), listed, cut
 
@@ -143,9 +143,9 @@ def _fold(revived: Revived, take: Callable, state: State) -> State:
     def step(carry):
         at, state = carry
         latents = lax.dynamic_slice(revived.listed, (at,), (_BLOCK,))
-        values = scores.pre[:, latents] + scores.bias[latents][None, :]
+        values = scores.columns(latents)
         ranked = values * scores.norms[latents][None, :]
-        place = (scores.first + latents)[None, :]
+        place = (scores.share.first + latents)[None, :]
         keep = (ranked > cut) | (ranked == cut) & (place <= equals[:, None])
         keep = keep & (latents < revived.dead.size)[None, :]
         return at + _BLOCK, take(state, latents, jnp.where(keep, values, 0.0))

@@ -20,7 +20,7 @@ class Tables(NamedTuple):
     """Parameters and second moments with latents first; models and widths are joined.
 
     Attributes:
-        W_enc: Encoder, [L, M D].
+        W_enc: Encoder, [L, M D], with the squared norm of each row, [L, 1].
         b_enc: Encoder bias, [L, 1].
         W_dec: Decoder, [L, M D], with the squared norm of each row in each model, [L, M].
         b_dec: Decoder bias, [1, M D].
@@ -66,12 +66,14 @@ def to_rows(state: TrainState, train: TrainConfig) -> RowState:
 
     latents = state.idle.size
     rows = {"W_enc": latents, "b_enc": latents, "W_dec": latents, "b_dec": 1}
-    squares = jnp.sum(jnp.square(state.params.W_dec), axis=-1)
+    params = state.params
     return RowState(
         tables=Tables(
-            W_enc=table("W_enc", latents_last=True),
+            W_enc=table("W_enc", latents_last=True)._replace(
+                squares=jnp.sum(jnp.square(params.W_enc), axis=(0, 1))[:, None]
+            ),
             b_enc=table("b_enc"),
-            W_dec=table("W_dec")._replace(squares=squares),
+            W_dec=table("W_dec")._replace(squares=jnp.sum(jnp.square(params.W_dec), axis=-1)),
             b_dec=table("b_dec"),
         ),
         last=jnp.full_like(state.idle, state.step),

@@ -14,12 +14,15 @@ from jaxtyping import Array, Float
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.aux_k import dead_latents
-from jaxdiff.dictionaries.dictionary import accumulation, combined_norms
+from jaxdiff.dictionaries.dictionary import combined_norms
 from jaxdiff.dictionaries.loss import Parts, reconstruction_loss, squares_by_model
-from jaxdiff.kernels.bitmap import entries, pack_places
+from jaxdiff.kernels.bitmap import by_index
+from jaxdiff.kernels.encode_marks.xla import product
 from jaxdiff.kernels.gathered_dots import gathered_dots
 from jaxdiff.kernels.row_adam import Schedule, row_adam, row_squares, update_rows
-from jaxdiff.kernels.select import Scores, Selection, select
+from jaxdiff.kernels.scores import Held, Scores, Share, stream
+from jaxdiff.kernels.select import Selection, select
+from jaxdiff.kernels.select_rows import select_rows
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.training import revival
 from jaxdiff.training.rows import RowState, Tables
@@ -35,8 +38,9 @@ def sparse_step(
     config: DictionaryConfig,
     train: TrainConfig,
     axes: tuple[str, ...] = (),
+    held: bool = True,
 ) -> tuple[RowState, Info]:
-    """Does one step of Adam (beta1 = 0) of a batch_topk dictionary on a normalised batch.
+    """Does one step of Adam (beta1 = 0) of a batch_topk or topk dictionary on a normalised batch.
 
     It is the step of `train_step` with the same optimizer, up to the order of sums; with
     `train.dtype` bfloat16 only the encoder's product is in it.
@@ -47,18 +51,18 @@ def sparse_step(
         config: Settings of the dictionary.
         train: Settings of training.
         axes: Mesh axes that the latents are split over.
+        held: Whether the encoder's product is held as an array, [B, L] on this device, or taken
+            chunk by chunk; see `kernels.scores`.
 
     Returns:
         The next state, and what is logged.
     """
     tables, k = state.tables, annealed_k(config, state.step)
     rows = x.reshape(x.shape[0], -1)
-    scores = _scores(state, rows, config, train, axes)
-    slots = _slots(config, x.shape[0])
-    # k is float32 here: its product may round to one more than the slots, which are exact.
-    n = jnp.minimum(jnp.round(k * x.shape[0]).astype(jnp.int32), slots)
-    codes = _encode(scores, state, n, slots)
-    guess = scores.total(weighted_gather(tables.W_dec.params, *codes.by_row))
+    scores = _scores(state, rows, config, train, axes, held)
+    total = scores.share.total
+    codes = _encode(scores, _select(scores, k, state.near, config))
+    guess = total(weighted_gather(tables.W_dec.params, *codes.by_row))
     error = x - (guess + tables.b_dec.params).reshape(x.shape)
     squared, cross = config.loss == "mse", config.cross
     objective = functools.partial(reconstruction_loss, squared=squared, cross=cross)
@@ -70,7 +74,7 @@ def sparse_step(
     revived = revival.revive(tables.W_dec.params, scores, dead, error, config=config)
     squares = row_squares(gradient.sources, gradient.rows, gradient.weights, gradient.offsets)
     squares = squares + revival.squares(revived, tables.W_dec.params, rows)
-    norm = jnp.sqrt(scores.total(squares) + jnp.sum(jnp.square(gradient.b_dec)))
+    norm = jnp.sqrt(total(squares) + jnp.sum(jnp.square(gradient.b_dec)))
     schedule = Schedule(
         step=state.step + 1,
         rate=jnp.asarray(learning_rate(config, train)(state.step)),
@@ -88,7 +92,7 @@ def sparse_step(
         near=codes.selection.threshold,
     )
     parts = _parts(x, error, codes, fired, reconstruction, revived.loss, scores, config)
-    dead = scores.total(jnp.sum(idle >= config.dead_after, dtype=jnp.int32))
+    dead = total(jnp.sum(idle >= config.dead_after, dtype=jnp.int32))
     l1 = l1_weight(config, state.l1, state.step)
     info = summarize(parts, dead, norm, k, l1, config, passes=codes.selection.passes)
     return new, info
@@ -119,33 +123,38 @@ class _Gradient(NamedTuple):
     b_dec: Float[Array, " MD"]
 
 
-def _slots(config: DictionaryConfig, batch: int) -> int:
-    """Returns the most entries that a step can select."""
-    return round(max(config.k, config.k_start or 0) * batch)
-
-
-def _scores(state: RowState, x, config, train, axes) -> Scores:
-    dtype = jnp.dtype(train.dtype)
-    pre = lax.dot_general(
-        x.astype(dtype),
-        state.tables.W_enc.params.astype(dtype),
-        (((1,), (1,)), ((), ())),
-        **accumulation(dtype),
-    )
-    norms = combined_norms(jnp.sqrt(state.tables.W_dec.squares), config.code_norm)
+def _scores(state: RowState, x, config, train, axes, held: bool) -> Scores:
+    dtype, (W_enc, b_enc, W_dec, _) = jnp.dtype(train.dtype), state.tables
+    assert W_enc.squares is not None and W_dec.squares is not None
+    norms = combined_norms(jnp.sqrt(W_dec.squares), config.code_norm)
     first = lax.axis_index(axes).astype(jnp.int32) * norms.size if axes else jnp.int32(0)
-    return Scores(pre, state.tables.b_enc.params[:, 0], norms, first, axes)
+    share, bias = Share(first, axes), b_enc.params[:, 0]
+    if not held:
+        return stream(x, W_enc.params, bias, norms, W_enc.squares[:, 0], share, dtype)
+    pre = product(x.astype(dtype), W_enc.params.astype(dtype))
+    return Held(pre, bias, norms, share)
 
 
-def _encode(scores: Scores, state: RowState, n, slots: int) -> _Codes:
-    selection = select(scores, n, size=slots, near=state.near)
+def _select(scores: Scores, k, near, config: DictionaryConfig) -> Selection:
+    most = max(config.k, config.k_start or 0)
+    if config.activation == "topk":
+        return select_rows(scores, jnp.round(k).astype(jnp.int32), most=round(most))
+    slots = round(most * scores.rows)
+    # k is float32 here: its product may round to one more than the slots, which are exact.
+    n = jnp.minimum(jnp.round(k * scores.rows).astype(jnp.int32), slots)
+    return select(scores, n, size=slots, near=near)
+
+
+def _encode(scores: Scores, selection: Selection) -> _Codes:
     found = selection.entries
-    values = scores.values(found.indices, found.groups)
-    shape = scores.pre.shape
-    map_of_rows = pack_places(found.indices, found.groups, found.offsets[-1], shape[::-1])
-    by_row = entries(map_of_rows, slots)
-    row_values = scores.values(by_row.groups, by_row.indices)
-    return _Codes(selection, values, (by_row.indices, row_values, by_row.offsets))
+    values = scores.values(found.indices, found.groups, found.offsets[-1])
+    offsets, slots = by_index(found, scores.rows)
+
+    def by_row(a):
+        # Slots that are none share one number beyond the list.
+        return jnp.zeros_like(a).at[slots].set(a, mode="drop", unique_indices=False)
+
+    return _Codes(selection, values, (by_row(found.groups), by_row(values), offsets))
 
 
 def _gradient(tables: Tables, codes: _Codes, x, slope) -> _Gradient:
@@ -179,9 +188,9 @@ def _parts(x, error, codes: _Codes, fired, reconstruction, aux, scores: Scores, 
     return Parts(
         loss=reconstruction + config.aux * aux,
         reconstruction=reconstruction,
-        sparsity=scores.total(jnp.sum(keys)) / x.shape[0],
+        sparsity=scores.share.total(jnp.sum(keys)) / x.shape[0],
         aux=aux,
-        l0=scores.total(found.offsets[-1]).astype(jnp.float32) / x.shape[0],
+        l0=scores.share.total(found.offsets[-1]).astype(jnp.float32) / x.shape[0],
         fired=fired,
         residual=residual,
         total=total,

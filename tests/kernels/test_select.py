@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from jaxdiff.kernels.bitmap import entries, pack, pack_places, places
-from jaxdiff.kernels.select import Scores, select
+from jaxdiff.kernels.scores import Held, Share
+from jaxdiff.kernels.select import select
 
 from jaxdiff.mesh import DATA, LATENT, make_mesh
 
@@ -38,7 +39,7 @@ def marked(found, shape=(ROWS, LATENTS)):
 
 @functools.partial(jax.jit, static_argnames="size")
 def run(pre, bias, norms, n, near, size=SIZE):
-    return select(Scores(pre, bias, norms, jnp.int32(0)), n, size=size, near=near)
+    return select(Held(pre, bias, norms, Share(jnp.int32(0))), n, size=size, near=near)
 
 
 KINDS = ("normal", "ties", "equal", "wide", "sparse")
@@ -108,7 +109,7 @@ def test_every_mesh_selects_the_same_set(brute_force, kind, mesh_shape):
 
     def part(pre, bias, norms):
         first = jax.lax.axis_index(axes).astype(jnp.int32) * local
-        scores = Scores(pre, bias, norms, first, axes)
+        scores = Held(pre, bias, norms, Share(first, axes))
         chosen = select(scores, jnp.int32(123), size=SIZE, near=jnp.int32(0x3F000000))
         found = chosen.entries
         valid = jnp.arange(SIZE, dtype=jnp.int32) < found.offsets[-1]

@@ -1,0 +1,88 @@
+"""The n largest scores of each row as a list of places: TopK without sorting the rows.
+
+Latents are put into groups. The n-th largest of the groups' maxima is reached by n scores at least,
+hence by the n largest, and by few more: it marks the candidates, and the exact cut is searched in
+their short list.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from .bitmap import by_index, entries, kept, pack
+from .cut_rows import cut
+from .scores import ABOVE, LOWEST, Scores
+from .select import Selection
+
+# Latents of a group, where groups are many more than are selected.
+_GROUP = 32
+
+
+def select_rows(scores: Scores, n: Int32[Array, ""], *, most: int) -> Selection:
+    """Selects the `n` largest positive scores of each row; ties go to the first latents.
+
+    Rules are those of `select`; its passes are two, or three where some row has more candidates
+    than the list holds.
+
+    Args:
+        scores: Scores of this device's latents.
+        n: Number to select in each row, over all devices, at most `most`.
+        most: Slots of a row; static.
+
+    Returns:
+        This device's part of the selection.
+    """
+    share, latents = scores.share, scores.norms.size
+    place = share.first + jnp.arange(latents, dtype=jnp.int32)
+
+    def mark(keys):
+        pivot = _pivot(keys, n, most, scores)
+        reached = keys >= pivot[:, None]
+        return pack(reached), jnp.sum(reached, axis=1, dtype=jnp.int32)
+
+    def among_all():
+        def part(keys):
+            level, last = cut(keys, place[None, :], n, share)
+            level = lax.bitcast_convert_type(level, jnp.float32)[:, None]
+            return pack((keys > level) | (keys == level) & (place[None, :] <= last[:, None]))
+
+        return entries(scores.by_rows(part), most * scores.rows)
+
+    words, counts = scores.by_rows(mark)
+    crowded = share.total(jnp.any(counts > 2 * most).astype(jnp.int32)) > 0
+    found = lax.cond(crowded, among_all, lambda: _among_candidates(scores, n, most, words))
+    return Selection(found, jnp.int32(ABOVE), 2 + crowded.astype(jnp.int32))
+
+
+def _pivot(keys: Float[Array, "C L"], n, most: int, scores: Scores) -> Float[Array, " C"]:
+    """Returns what at least `n` scores of each row reach, or all positive ones."""
+    share = scores.share
+    size = max(1, min(_GROUP, keys.shape[1] // (4 * most)))
+    # A group's latents are a stride apart: the maximum is one of whole vectors.
+    padded = jnp.pad(keys, ((0, 0), (0, -keys.shape[1] % size)), constant_values=-1.0)
+    maxima = jnp.max(padded.reshape(len(keys), size, -1), axis=1)
+    level, _ = cut(maxima, jnp.zeros((1, maxima.shape[1]), jnp.int32), n, share)
+    positive = share.total(jnp.sum(maxima > 0, axis=1, dtype=jnp.int32))
+    level = jnp.where(positive >= n, level, LOWEST)
+    return scores.below(lax.bitcast_convert_type(level, jnp.float32))
+
+
+def _among_candidates(scores: Scores, n, most: int, words):
+    """Selects among listed candidates, of which each row has at most twice `most`."""
+    rows, width, share = scores.rows, 2 * most, scores.share
+    listed = entries(words, width * rows)
+    row, latents = listed.indices, listed.groups
+    values = scores.values(row, latents, listed.offsets[-1]) * scores.norms[latents]
+    places = share.first + latents
+    offsets, slots = by_index(listed, rows)
+    at = jnp.where(slots < slots.size, row * width + slots - offsets[row], slots.size)
+
+    def arranged(a):
+        out = jnp.zeros(rows * width, a.dtype).at[at].set(a, mode="drop", unique_indices=False)
+        return out.reshape(rows, width)
+
+    level, last = cut(arranged(values), arranged(places), n, share)
+    level = lax.bitcast_convert_type(level, jnp.float32)[row]
+    keep = (values > level) | (values == level) & (places <= last[row])
+    keep = keep & (jnp.arange(keep.size, dtype=jnp.int32) < listed.offsets[-1])
+    return kept(listed, keep, most * rows)
