@@ -8,6 +8,7 @@ there is the XLA side alone: Pallas kernels are interpreted there, which says no
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxdiff.kernels.dispatch import Implementation
-from jaxdiff.kernels.encode_keys import encode_keys
-from jaxdiff.kernels.reaching import reaching
+from jaxdiff.kernels.encode_marks import encode_marks
+from jaxdiff.kernels.gathered_dots import gathered_dots
 from jaxdiff.kernels.row_adam import Schedule, row_adam, row_squares
 from jaxdiff.kernels.row_adam import Table as Rows
 from jaxdiff.kernels.weighted_gather import weighted_gather
@@ -48,15 +49,16 @@ def row_list(shape: argparse.Namespace, groups: int, rows: int):
 
 def ops(shape: argparse.Namespace) -> dict[str, Callable[[Implementation], Callable[[], object]]]:
     """Returns each op by name: what is given an implementation, and gives a call to time."""
-    keys = jax.random.split(jax.random.key(0), 4)
+    keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (shape.rows, shape.width))
     W = jax.random.normal(keys[1], (shape.latents, shape.width)) / shape.width**0.5
-    scores = jax.random.normal(keys[2], (shape.rows, shape.latents))
-    pivots = jax.lax.bitcast_convert_type(jnp.linspace(0.5, 4, 15), jnp.int32)
+    slope = jax.random.normal(keys[2], (shape.rows, shape.width))
     by_row = row_list(shape, shape.rows, shape.latents)
     indices, weights, offsets = row_list(shape, shape.latents, shape.rows)
-    factors = [a.astype(jnp.bfloat16) for a in (x, W.T)]
-    latents = jnp.zeros(shape.latents), jnp.ones(shape.latents)
+    groups = np.repeat(np.arange(shape.latents), np.diff(offsets))
+    listed = jnp.asarray(groups, jnp.int32), slope, indices, jnp.int32(indices.size)
+    # Twice the standard deviation of keys: one in 44 is marked.
+    vectors = jnp.zeros(shape.latents), jnp.ones(shape.latents), jnp.float32(2), jnp.float32(3)
 
     def gather(name):
         call = jax.jit(lambda *a: weighted_gather(*a, name))
@@ -82,20 +84,21 @@ def ops(shape: argparse.Namespace) -> dict[str, Callable[[Implementation], Calla
         call = jax.jit(lambda *a: row_squares((a[0],), a[1], (a[2],), a[3], implementation=name))
         return lambda: call(x, indices, weights, offsets)
 
-    def counts(name):
-        call = jax.jit(lambda *a: reaching(*a, implementation=name))
-        return lambda: call(scores, pivots)
+    def dots(name):
+        call = jax.jit(lambda *a: gathered_dots(*a, implementation=name))
+        return lambda: call(W, *listed)
 
-    def encode(name):
-        call = jax.jit(lambda *a: encode_keys(*a, name))
-        return lambda: call(*factors, *latents, pivots)
+    def marks(dtype, name):
+        call = jax.jit(lambda *a: encode_marks(*a, dtype=dtype, implementation=name))
+        return lambda: call(x, W, *vectors)
 
     return {
         "weighted_gather": gather,
         "row_adam": adam,
         "row_squares": norm,
-        "reaching, 15 pivots": counts,
-        "encode_keys, bfloat16": encode,
+        "gathered_dots": dots,
+        "encode_marks, float32": functools.partial(marks, jnp.float32),
+        "encode_marks, bfloat16": functools.partial(marks, jnp.bfloat16),
     }
 
 

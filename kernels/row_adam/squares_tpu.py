@@ -43,6 +43,7 @@ def _squares(given: lists.Listed, width: int, offsets, interpret) -> Float[Array
             dimension_semantics=("parallel",),
             vmem_limit_bytes=lists.scratch_bytes(given.source) + 2**22,
         ),
+        cost_estimate=lists.cost(given, streamed=offsets.nbytes),
         interpret=interpret,
         name="row_squares",
     )(offsets, *given)

@@ -84,6 +84,10 @@ def _update(table: Table, given: lists.Listed, offsets, since, step, factors, in
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=limit
         ),
+        # All rows pass through, and the rule is applied to all.
+        cost_estimate=lists.cost(
+            given, streamed=2 * sum(a.nbytes for a in streamed), updated=rows * width
+        ),
         interpret=interpret,
         name="row_adam",
     )(offsets, jnp.stack([step]), factors, *given, since, *streamed)

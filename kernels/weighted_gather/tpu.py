@@ -42,6 +42,7 @@ def weighted_gather(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=limit
         ),
+        cost_estimate=lists.cost(given, streamed=groups * (width + 1) * 4),
         interpret=interpret,
         name="weighted_gather",
     )(offsets, *given)

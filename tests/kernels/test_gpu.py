@@ -7,10 +7,10 @@ import pytest
 
 # jax 0.10.2 and 0.12 export it from here alone.
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-from jaxdiff.kernels.encode_keys import encode_keys
-from jaxdiff.kernels.encode_keys import gpu as encode_gpu
-from jaxdiff.kernels.reaching import gpu as reaching_gpu
-from jaxdiff.kernels.reaching import reaching
+from jaxdiff.kernels.encode_marks import encode_marks
+from jaxdiff.kernels.encode_marks import gpu as marks_gpu
+from jaxdiff.kernels.gathered_dots import gathered_dots
+from jaxdiff.kernels.gathered_dots import gpu as dots_gpu
 from jaxdiff.kernels.row_adam import Schedule, Table, row_adam
 from jaxdiff.kernels.row_adam import gpu as adam_gpu
 from jaxdiff.kernels.weighted_gather import gpu as gather_gpu
@@ -58,11 +58,27 @@ def test_row_adam_lowers(dtype):
     assert "mosaic_gpu" in text
 
 
-def test_counts_lower():
-    pivots = array(20, dtype=jnp.int32)
-    assert "mosaic_gpu" in lowered(reaching, array(ROWS, LATENTS), pivots)
-    operands = array(ROWS, WIDTH), array(WIDTH, LATENTS), array(LATENTS), array(LATENTS)
-    assert "mosaic_gpu" in lowered(encode_keys, *operands, pivots)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_encode_marks_lowers(dtype):
+    vectors = array(LATENTS), array(LATENTS), array(), array()
+
+    def mark(*operands):
+        return encode_marks(*operands, dtype=dtype)
+
+    text = lowered(mark, array(ROWS, WIDTH), array(LATENTS, WIDTH), *vectors)
+    assert "mosaic_gpu" in text
+    assert f"{ROWS}x{LATENTS}xf32" not in text
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gathered_dots_lowers(dtype):
+    indices = array(ENTRIES, dtype=jnp.int32)
+
+    def multiply(*operands):
+        return gathered_dots(*operands, dtype=dtype)
+
+    sides = array(LATENTS, WIDTH), indices, array(ROWS, WIDTH, dtype=dtype), indices
+    assert "mosaic_gpu" in lowered(multiply, *sides, array(dtype=jnp.int32))
 
 
 def test_weighted_gather(draw, float64_sums):
@@ -99,20 +115,36 @@ def test_row_adam(draw, float64_sums):
     assert 0 < touched.sum() < 3
 
 
-def test_counts():
-    keys = np.random.default_rng(0).normal(size=(5, 300)).astype(np.float32)
-    keys[0, :4] = np.nan, np.inf, -np.inf, 0.5
-    levels = np.append(np.linspace(0, 3, 17), np.inf).astype(np.float32).view(np.int32)
-    found = reaching_gpu.reaching(jnp.asarray(keys), jnp.asarray(levels), interpret=SIMULATED)
-    patterns = np.where(keys > 0, keys, 0).view(np.int32)
-    np.testing.assert_array_equal(found, [np.sum(patterns >= level) for level in levels])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_encode_marks(monkeypatch, dtype):
+    """Two chunks, the last one and the latents filled up; whole numbers, so that sums are exact."""
+    monkeypatch.setattr(marks_gpu, "_KEYS", 32 * 130)
+    rng = np.random.default_rng(0)
+    x, W = (rng.integers(-2, 3, shape).astype(np.float32) for shape in ((37, 8), (130, 8)))
+    b, norms = rng.integers(-2, 3, 130).astype(np.float32), rng.random(130) > 0.1
+    x[33, 2] = np.nan
+    keys = (x @ W.T + b) * norms
+    operands = *(jnp.asarray(a, jnp.float32) for a in (x, W, b, norms)), jnp.float32(4)
+    words, count = marks_gpu.encode_marks(
+        *operands, jnp.float32(9), dtype=dtype, interpret=SIMULATED
+    )
+    marks = np.zeros((64, 130), bool)
+    marks[:37] = keys >= 4
+    bits = marks.reshape(2, 32, 130) * 2 ** np.arange(32, dtype=np.uint32)[None, :, None]
+    np.testing.assert_array_equal(words, bits.sum(axis=1))
+    assert count == np.sum(keys >= 9) > 0
 
 
-def test_encode_keys_counts_its_keys():
-    rng = np.random.default_rng(1)
-    x, W = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((5, 8), (8, 40)))
-    levels = jnp.asarray(np.array([0, 1], np.float32).view(np.int32))
-    operands = x, W, jnp.zeros(40), jnp.ones(40), levels
-    keys, counts = encode_gpu.encode_keys(*operands, interpret=SIMULATED)
-    np.testing.assert_allclose(keys, np.maximum(np.asarray(x) @ np.asarray(W), 0), atol=1e-5)
-    np.testing.assert_array_equal(counts, [200, np.sum(np.asarray(keys) >= 1)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gathered_dots(dtype):
+    rng = np.random.default_rng(0)
+    sides = [jnp.asarray(rng.normal(size=(n, 200)), jnp.float32) for n in (5, 6)]
+    rows, others = (jnp.asarray(rng.integers(0, n, 7), jnp.int32) for n in (5, 6))
+    sides[0] = sides[0].at[rows[0]].set(jnp.nan)
+    left, right = (np.asarray(a.astype(dtype).astype(jnp.float32), np.float64) for a in sides)
+    expected = np.sum(left[rows] * right[others], axis=1)
+    found = dots_gpu.gathered_dots(
+        sides[0], rows, sides[1], others, jnp.int32(5), dtype=dtype, interpret=SIMULATED
+    )
+    np.testing.assert_allclose(found, np.append(expected[:5], [0, 0]), atol=2e-5)
+    assert 0 < np.isnan(expected).sum() < 5

@@ -4,13 +4,11 @@ A batch of 4096 rows of two models of width 2304, and a quarter or all of 73728 
 active per row. The TPU compiler runs in full; only the chips are missing.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
-from jaxdiff.kernels.encode_keys import encode_keys
-from jaxdiff.kernels.reaching import reaching
+from jaxdiff.kernels.encode_marks import encode_marks
+from jaxdiff.kernels.gathered_dots import gathered_dots
 from jaxdiff.kernels.row_adam import Schedule, Table, row_adam, row_squares
 from jaxdiff.kernels.weighted_gather import weighted_gather
 
@@ -20,10 +18,11 @@ ROWS, WIDTH, LATENTS, ENTRIES = 4096, 4608, 18432, 102400
 MIB = 2**20
 
 
-def compiled(function, *operands, donate=()):
-    """Compiles, and checks that the kernel is in the program."""
+def compiled(function, *operands, donate=(), moved=0):
+    """Compiles, and checks that the kernel is in the program, and that its traffic is counted."""
     program = jax.jit(function, donate_argnums=donate).lower(*operands).compile()
     assert "tpu_custom_call" in program.as_text()
+    assert program.cost_analysis()["bytes accessed"] >= moved
     return program.memory_analysis()
 
 
@@ -40,7 +39,9 @@ def row_list(array, source, groups, entries=ENTRIES, dtype=jnp.float32):
     "latents, entries, dtype", [(LATENTS, ENTRIES, jnp.float32), (73728, 409600, jnp.bfloat16)]
 )
 def test_weighted_gather(on_tpu, latents, entries, dtype):
-    memory = compiled(weighted_gather, *row_list(on_tpu, latents, ROWS, entries, dtype))
+    moved = entries * WIDTH * jnp.dtype(dtype).itemsize
+    given = row_list(on_tpu, latents, ROWS, entries, dtype)
+    memory = compiled(weighted_gather, *given, moved=moved)
     assert memory.output_size_in_bytes == ROWS * WIDTH * 4
     # A bfloat16 source is packed beforehand: as much again as it takes itself.
     packed = latents * WIDTH * 2 if dtype == jnp.bfloat16 else 0
@@ -59,8 +60,9 @@ def test_row_adam(on_tpu, moment, source):
 
     last, numbers = on_tpu((LATENTS,), jnp.int32), [on_tpu((), jnp.int32), on_tpu(()), on_tpu(())]
     operands = last, x, indices, weights, offsets, *numbers
-    memory = compiled(step, table, *operands, donate=0)
     size = LATENTS * WIDTH * (4 + jnp.dtype(moment).itemsize)
+    moved = 2 * size + ENTRIES * WIDTH * jnp.dtype(source).itemsize
+    memory = compiled(step, table, *operands, donate=0, moved=moved)
     assert size <= memory.alias_size_in_bytes < size + MIB
     # Squares take a row of 128 lanes; a packed source is a copy.
     assert memory.temp_size_in_bytes < LATENTS * 128 * 4 + ROWS * WIDTH * 2 + 8 * MIB
@@ -68,39 +70,42 @@ def test_row_adam(on_tpu, moment, source):
 
 def test_row_squares(on_tpu):
     x, indices, weights, offsets = row_list(on_tpu, ROWS, LATENTS)
-    memory = compiled(row_squares, (x, x), indices, (weights, weights), offsets)
+    operands = (x, x), indices, (weights, weights), offsets
+    memory = compiled(row_squares, *operands, moved=2 * ENTRIES * WIDTH * 4)
     assert memory.temp_size_in_bytes < 8 * MIB
 
 
-@pytest.mark.parametrize("pivots", [7, 63])
-def test_reaching(on_tpu, pivots):
-    memory = compiled(reaching, on_tpu((ROWS, LATENTS)), on_tpu((pivots,), jnp.int32))
-    assert memory.temp_size_in_bytes < 8 * MIB
+@pytest.mark.parametrize("source", [jnp.float32, jnp.bfloat16])
+def test_gathered_dots(on_tpu, source):
+    indices = on_tpu((ENTRIES,), jnp.int32)
+    operands = on_tpu((LATENTS, WIDTH)), indices, on_tpu((ROWS, WIDTH), source), indices
+    moved = ENTRIES * WIDTH * (4 + jnp.dtype(source).itemsize)
+    memory = compiled(gathered_dots, *operands, on_tpu((), jnp.int32), moved=moved)
+    packed = ROWS * WIDTH * 2 if source == jnp.bfloat16 else 0
+    assert memory.temp_size_in_bytes < packed + 8 * MIB
 
 
-def test_encode_keys(on_tpu):
-    width = functools.partial(on_tpu, dtype=jnp.bfloat16)
-    operands = width((ROWS, WIDTH)), width((WIDTH, LATENTS)), on_tpu((LATENTS,))
-    memory = compiled(encode_keys, *operands, on_tpu((LATENTS,)), on_tpu((15,), jnp.int32))
-    keys = ROWS * LATENTS * 4
-    assert keys <= memory.output_size_in_bytes < keys + MIB
-    assert memory.temp_size_in_bytes < 8 * MIB
+def encoder(array, rows, width, latents):
+    vectors = array((latents,)), array((latents,)), array(()), array(())
+    return array((rows, width)), array((latents, width)), *vectors
+
+
+def test_encode_marks(on_tpu):
+    def mark(*operands):
+        return encode_marks(*operands, dtype=jnp.bfloat16)
+
+    memory = compiled(mark, *encoder(on_tpu, ROWS, WIDTH, LATENTS), moved=LATENTS * WIDTH * 4)
+    marks = ROWS // 32 * LATENTS * 4
+    assert marks <= memory.output_size_in_bytes < marks + MIB
+    # Rounded rows, at most; no keys, which would take 288 MiB, and no rounded weights: 162 MiB.
+    assert memory.temp_size_in_bytes < ROWS * WIDTH * 2 + 16 * MIB
 
 
 def test_odd_sizes(on_tpu):
-    compiled(
-        weighted_gather,
-        on_tpu((37, 200)),
-        on_tpu((301,), jnp.int32),
-        on_tpu((301,)),
-        on_tpu((71,), jnp.int32),
-    )
-    compiled(reaching, on_tpu((37, 1001)), on_tpu((3,), jnp.int32))
-    compiled(
-        encode_keys,
-        on_tpu((37, 100)),
-        on_tpu((100, 333)),
-        on_tpu((333,)),
-        on_tpu((333,)),
-        on_tpu((3,), jnp.int32),
-    )
+    indices = on_tpu((301,), jnp.int32)
+    list_of_rows = on_tpu((37, 200)), indices, on_tpu((301,)), on_tpu((71,), jnp.int32)
+    compiled(weighted_gather, *list_of_rows)
+    sides = on_tpu((37, 200)), indices, on_tpu((9, 200)), indices
+    compiled(gathered_dots, *sides, on_tpu((), jnp.int32))
+    # Not a whole word, lane or tile of the inner size; the product of float32.
+    compiled(encode_marks, *encoder(on_tpu, 300, 900, 1030))
