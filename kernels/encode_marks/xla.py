@@ -29,17 +29,23 @@ def encode_marks(
         keys = (product(rows, W) + b[None, :]) * norms[None, :]
         return pack(keys >= low), places(pack(keys >= high))
 
-    words, counts = lax.map(mark, chunks(x.astype(dtype), W.shape[0], _KEYS))
+    words, counts = lax.map(mark, chunks(x.astype(dtype), W.shape[0]))
     words = words.reshape(-1, W.shape[0])[: -(-x.shape[0] // WORD)]
     return words, jnp.sum(counts, dtype=jnp.int32)
 
 
-def chunks(x: Float[Array, "B K"], latents: int, keys: int) -> Float[Array, "n C K"]:
-    """Cuts rows into equal chunks of whole words, of so many keys at most where that is a word.
+def chunks(x: Float[Array, "B K"], latents: int, keys: int | None = None) -> Float[Array, "n C K"]:
+    """Cuts rows into equal chunks of whole words.
 
-    What fills the last one up has keys of NaN, which reach nothing.
+    Args:
+        x: Rows.
+        latents: Number of latents.
+        keys: Keys that a chunk has at most, if it is not a single word; by default 2^24.
+
+    Returns:
+        Chunks; what fills the last one up has keys of NaN, which reach nothing.
     """
-    most = max(keys // latents // WORD, 1) * WORD
+    most = max((keys or _KEYS) // latents // WORD, 1) * WORD
     count = -(-x.shape[0] // most)
     each = -(-x.shape[0] // (count * WORD)) * WORD
     x = jnp.pad(x, ((0, count * each - x.shape[0]), (0, 0)), constant_values=jnp.nan)
