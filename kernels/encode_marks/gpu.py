@@ -42,8 +42,8 @@ def encode_marks(
     b, norms = (jnp.pad(a, (0, fill)) for a in (b, norms))
 
     def mark(rows):
-        # As with rows, what fills up has keys of NaN.
-        pre = jnp.pad(product(rows, W), ((0, 0), (0, fill)), constant_values=jnp.nan)
+        # Latents that fill up have norms of 0, which reach nothing.
+        pre = jnp.pad(product(rows, W), ((0, 0), (0, fill)))
         return _pack(pre, b, norms, bounds, interpret)
 
     words, counts = lax.map(mark, chunks(x.astype(dtype), latents, _KEYS))

@@ -36,16 +36,18 @@ def encode_marks(
     The weights are read once for every tile of rows and rounded on the way, the rows once for every
     1024 latents.
     """
-    inner = x.shape[1]
-    # Rows are few: their copy is small, and is read more often than it is made.
-    x = jnp.pad(x.astype(dtype), ((0, 0), (0, -inner % _DEPTHS[-1])))
-    (rows, filled), latents = x.shape, W.shape[0]
-    depth = next(d for d in _DEPTHS if filled % d == 0)
-    height = _height(rows, _ROWS * 2 // x.dtype.itemsize)
-    grid = (pl.cdiv(latents, _LANES), pl.cdiv(rows, height), filled // depth)
+    (rows, inner), latents = x.shape, W.shape[0]
+    height = _height(rows, _ROWS * 2 // jnp.dtype(dtype).itemsize)
+    # Rows are few: their copy is small, and is read more often than it is made. Rows that fill up
+    # have keys of NaN, and latents that fill up have norms of 0: neither reaches anything.
+    x = jnp.pad(x, ((0, 0), (0, -inner % _DEPTHS[-1]))).astype(dtype)
+    x = jnp.pad(x, ((0, -rows % height), (0, 0)), constant_values=jnp.nan)
+    b, norms = (jnp.pad(a, (0, -latents % _LANES))[None, :] for a in (b, norms))
+    depth = next(d for d in _DEPTHS if x.shape[1] % d == 0)
+    grid = b.size // _LANES, x.shape[0] // height, x.shape[1] // depth
     tiles = 2 * depth * (height * x.dtype.itemsize + _LANES * W.dtype.itemsize)
     words, counts = pl.pallas_call(
-        functools.partial(_kernel, shape=(rows, latents, inner)),
+        functools.partial(_kernel, inner=inner),
         out_shape=(
             jax.ShapeDtypeStruct((pl.cdiv(rows, WORD), latents), jnp.int32),
             jax.ShapeDtypeStruct((grid[0], _SUBLANES, _LANES), jnp.int32),
@@ -76,7 +78,7 @@ def encode_marks(
         ),
         interpret=interpret,
         name="encode_marks",
-    )(jnp.stack([low, high]), x, W, b[None, :], norms[None, :])
+    )(jnp.stack([low, high]), x, W, b, norms)
     return lax.bitcast_convert_type(words, jnp.uint32), jnp.sum(counts, dtype=jnp.int32)
 
 
@@ -86,9 +88,8 @@ def _height(rows: int, most: int) -> int:
     return pl.cdiv(each, _SLAB) * _SLAB if rows > _SLAB else pl.cdiv(rows, WORD) * WORD
 
 
-def _kernel(bounds, x, W, b, norms, words, counts, total, *, shape):
-    j, i, k = (pl.program_id(axis) for axis in range(3))
-    rows, latents, inner = shape
+def _kernel(bounds, x, W, b, norms, words, counts, total, *, inner):
+    i, k = pl.program_id(1), pl.program_id(2)
     depth = x.shape[1]
 
     @pl.when((i == 0) & (k == 0))
@@ -100,6 +101,7 @@ def _kernel(bounds, x, W, b, norms, words, counts, total, *, shape):
         total[...] = jnp.zeros_like(total)
 
     weights = W[...]
+    # What lies beyond its end may be anything.
     if inner % depth:
         column = k * depth + lax.broadcasted_iota(jnp.int32, weights.shape, 1)
         weights = jnp.where(column < inner, weights, 0.0)
@@ -108,13 +110,9 @@ def _kernel(bounds, x, W, b, norms, words, counts, total, *, shape):
     @pl.when(k == pl.num_programs(2) - 1)
     def _():
         (height, lanes), slab = total.shape, min(total.shape[0], _SLAB)
-        row = lax.broadcasted_iota(jnp.int32, (slab, lanes), 0)
-        inside = lax.broadcasted_iota(jnp.int32, (slab, lanes), 1) < latents - j * lanes
-        bit = jnp.left_shift(1, row % WORD)
+        bit = jnp.left_shift(1, lax.broadcasted_iota(jnp.int32, (slab, lanes), 0) % WORD)
         for at in range(0, height, slab):
             keys = (total[pl.ds(at, slab), :] + b[...]) * norms[...]
-            # What lies beyond the operands' ends may be anything.
-            keys = jnp.where(inside & (row < rows - i * height - at), keys, -jnp.inf)
             marks = jnp.where(keys >= bounds[0], bit, 0).reshape(-1, WORD, lanes)
             words[pl.ds(at // WORD, slab // WORD), :] = jnp.sum(marks, axis=1)
             reached = (keys >= bounds[1]).astype(jnp.int32).reshape(-1, _SUBLANES, lanes)
