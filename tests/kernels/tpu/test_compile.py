@@ -79,7 +79,8 @@ def test_row_squares(on_tpu):
 def test_gathered_dots(on_tpu, source):
     indices = on_tpu((ENTRIES,), jnp.int32)
     operands = on_tpu((LATENTS, WIDTH)), indices, on_tpu((ROWS, WIDTH), source), indices
-    moved = ENTRIES * WIDTH * (4 + jnp.dtype(source).itemsize)
+    # Entries that follow the left side fetch each of its rows once.
+    moved = LATENTS * WIDTH * 4 + ENTRIES * WIDTH * jnp.dtype(source).itemsize
     memory = compiled(gathered_dots, *operands, on_tpu((), jnp.int32), moved=moved)
     packed = ROWS * WIDTH * 2 if source == jnp.bfloat16 else 0
     assert memory.temp_size_in_bytes < packed + 8 * MIB
