@@ -16,6 +16,8 @@ from jaxdiff.mesh import barrier
 from jaxdiff.progress import log
 
 _SIZES = "sizes.json"
+# What TensorStore begins a ValueError with that says nothing about the files.
+_ELSEWHERE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 class Writer:
@@ -109,7 +111,7 @@ def restore(
         folder: Folder given to `Writer`.
         like: Makes from a record a tree of the structure that was saved, of arrays or
             `jax.ShapeDtypeStruct`; its shardings say where the arrays go, so that another mesh
-            may go on. A `JaxdiffError` that it raises is passed on.
+            may go on. What it raises is passed on.
         step: Steps done at the one to read [steps]; when None, it is the newest, and what is left
             of one that was not finished is removed.
 
@@ -117,7 +119,8 @@ def restore(
         Step, state and record; None if there is no checkpoint.
 
     Raises:
-        JaxdiffError: If there are checkpoints and none can be read.
+        JaxdiffError: If there are checkpoints and all are damaged, or one holds other arrays.
+        Exception: What else goes wrong while reading, for instance OSError without permission.
     """
     if step is None:
         if jax.process_index() == 0:
@@ -130,12 +133,9 @@ def restore(
         path = _path(folder, found)
         try:
             state, record = _read(path, like)
-        except JaxdiffError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files.
-            reason = str(error).splitlines()[0] if str(error) else ""
-            faults.append(f"{path.name}: {type(error).__name__}: {reason}")
-            log(f"checkpoint {path} is damaged and skipped ({faults[-1]})")
+        except _Damaged as error:
+            faults.append(f"{path.name}: {error}")
+            log(f"checkpoint {path} is damaged and skipped ({error})")
             continue
         return found, state, record
     if faults:
@@ -158,21 +158,69 @@ def remove(folder: Path, keep_every: int | None = None) -> None:
         shutil.rmtree(folder)
 
 
+class _Damaged(Exception):
+    """Files of a checkpoint are missing or not what was written."""
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not _is_damage(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "")
+        raise _Damaged(f"{type(error).__name__}: {reason}") from error
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Tells what missing and corrupt files raise from the faults of a disk, a program, a user."""
+    if type(error) is Exception and error.__cause__ is not None:
+        error = error.__cause__  # Orbax wraps what TensorStore says of a chunk.
+    if isinstance(error, ValueError):
+        return not str(error).startswith(_ELSEWHERE)
+    return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+
+
 def _read(path: Path, like: Callable[[dict[str, Any]], PyTree]) -> tuple[PyTree, dict[str, Any]]:
     from orbax.checkpoint import v1 as ocp
 
-    _check_sizes(path)
-    metadata: Any = ocp.metadata(str(path)).custom_metadata
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("record"), dict):
-        raise ValueError("its record is missing")
+    with _reading():
+        _check_sizes(path)
+        found: Any = ocp.metadata(str(path))
+        metadata = found.custom_metadata
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("record"), dict):
+            raise ValueError("its record is missing")
+        if not isinstance(found.metadata, dict):
+            raise ValueError("its arrays are not described")
     tree = like(metadata["record"])
     abstract = {
         name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
         for name, a in _named(tree).items()
     }
-    arrays = ocp.load(str(path), abstract)
+    _check_arrays(path, found.metadata, abstract)
+    with _reading():
+        arrays = ocp.load(str(path), abstract)
     leaves = [arrays[name] for name in abstract]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves), metadata["record"]
+
+
+def _check_arrays(path: Path, found: Any, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """Refuses what Orbax would call corrupt, or cast without a word."""
+    stored = {name: (tuple(a.shape), a.dtype) for name, a in found.items()}
+    asked = {name: (a.shape, a.dtype) for name, a in wanted.items()}
+    other = [name for name in {**asked, **stored} if stored.get(name) != asked.get(name)]
+    if other:
+        raise JaxdiffError(
+            f"the checkpoint has other arrays than these settings make, such as {other[0]}: "
+            f"{_shown(stored.get(other[0]))}, not {_shown(asked.get(other[0]))}",
+            where=path,
+            fix="go on with the version of jaxdiff that wrote it, or delete the folder",
+        )
+
+
+def _shown(array: tuple[tuple[int, ...], Any] | None) -> str:
+    return "none" if array is None else f"{array[1]}{list(array[0])}"
 
 
 def _named(tree: PyTree) -> dict[str, Any]:

@@ -137,13 +137,13 @@ class DictionaryConfig(Config):
     """Threshold of jumprelu latents at initialisation [value of a latent]."""
     bandwidth: float = Field(default=2.0, gt=0)
     """Width of the window around a jumprelu threshold that moves it [value of a latent]."""
-    k_start: float | None = None
+    k_start: float | None = Field(default=None, gt=0)
     """k at step 0, annealed linearly to k; None starts at k [latents per token]."""
     k_anneal: int = Field(default=0, ge=0)
     """Steps over which k goes from k_start to k [steps]."""
     aux: float = Field(default=1 / 32, ge=0)
     """Weight of the AuxK loss on dead latents; 0 turns it off (not used by relu)."""
-    aux_k: int | None = None
+    aux_k: int | None = Field(default=None, ge=1)
     """Dead latents used by AuxK [latents per token]; half the width of one model when None."""
     dead_after: int = Field(default=10_000_000, ge=1)
     """A latent is dead when it has not fired for this long [tokens]."""
@@ -190,8 +190,12 @@ class DictionaryConfig(Config):
             raise ValueError(f"shared and dedicated do not fit into {self.latents} latents")
         if self.shared_penalty != 1 and self.activation not in ("relu", "jumprelu"):
             raise ValueError("shared_penalty needs activation relu or jumprelu")
+        if self.activation == "topk" and (self.k % 1 or (self.k_start or 0) % 1):
+            raise ValueError("topk keeps as many latents of each row: k and k_start must be whole")
         if self.activation == "group_max" and (self.k % 1 or self.latents % self.k):
             raise ValueError(f"group_max needs a whole k that divides {self.latents} latents")
+        if self.activation == "group_max" and self.k_start is not None:
+            raise ValueError("group_max has k groups from the start: k_start is for other rules")
         for name in ("reads", "writes"):
             chosen = getattr(self, name)
             if chosen is not None and (
@@ -339,8 +343,8 @@ class RunConfig(Config):
         for name, own in dictionaries.items():
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"{name!r} cannot be a folder's name")
-            if own.k > own.latents:
-                raise ValueError(f"{name}: k = {own.k:g} is above its {own.latents} latents")
+            if (most := max(own.k, own.k_start or 0)) > own.latents:
+                raise ValueError(f"{name}: k = {most:g} is above its {own.latents} latents")
         return dictionaries
 
 

@@ -51,6 +51,17 @@ def make_mesh(data: int = 1, latent: int | None = None) -> Mesh:
     )
 
 
+def own_mesh() -> Mesh:
+    """Returns a mesh of this process's devices alone, all along the axis `data`.
+
+    What each of several processes computes on it for itself needs no other process.
+    """
+    devices = jax.local_devices()
+    return jax.make_mesh(
+        (len(devices), 1), (DATA, LATENT), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
 def sharding(mesh: Mesh, *axes: str | tuple[str, ...] | None) -> NamedSharding:
     """Returns the sharding of an array whose i-th dimension is split over mesh axes `axes[i]`."""
     return NamedSharding(mesh, P(*axes))

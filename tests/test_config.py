@@ -12,6 +12,10 @@ SMALL = {
 }
 
 
+def small_dictionary(**settings):
+    return {"dictionaries": {"d": {"latents": 8, "k": 2} | settings}}
+
+
 @pytest.mark.parametrize("name", config.presets())
 def test_presets_are_valid_and_begin_with_what_they_are(name: str):
     assert isinstance(config.load(name), RunConfig)
@@ -38,6 +42,13 @@ def test_the_papers_preset_has_the_papers_setting():
         ({"train": {"steps": "many"}}, "'many'"),
         ({"train": {"steps": 0}}, "train.steps"),
         ({"dictionaries": {"l1": {"latents": 8, "k": 9}}}, "k = 9 is above"),
+        (small_dictionary(k_start=9, k_anneal=5), "k = 9 is above its 8 latents"),
+        (small_dictionary(k_start=0, k_anneal=5), "dictionaries.d.k_start"),
+        (small_dictionary(aux_k=0), "dictionaries.d.aux_k"),
+        (small_dictionary(activation="topk", k=0.4), "k and k_start must be whole"),
+        (small_dictionary(activation="topk", k_start=2.5, k_anneal=5), "k_start must be whole"),
+        (small_dictionary(activation="group_max", k=1.5), "group_max needs a whole k"),
+        (small_dictionary(activation="group_max", k_start=4, k_anneal=5), "k_start is for other"),
         ({"dictionaries": {"a/b": {}}}, "cannot be a folder's name"),
         ({"dictionaries": {}}, "at least one dictionary"),
         ({"out": "gs://bucket/run"}, "must be local"),

@@ -9,7 +9,7 @@ from jaxdiff.activations import Store
 from jaxdiff.config import RunConfig
 from jaxdiff.diffing import Behaviour
 from jaxdiff.diffing import diff as diff_models
-from jaxdiff.mesh import make_mesh
+from jaxdiff.mesh import make_mesh, own_mesh
 from jaxdiff.pipeline import inputs
 from jaxdiff.pipeline.plan import Stage, pairs, plan
 from jaxdiff.progress import log
@@ -20,6 +20,9 @@ NAME = "diff.json"
 
 def diff(config: RunConfig) -> None:
     """Measures each trained dictionary on the held-out test split of its pair.
+
+    Of several processes each measures all of it on its own devices, which takes no longer than if
+    the others waited for one; the first one writes.
 
     Args:
         config: The run; harvest and training must be complete.
@@ -55,6 +58,7 @@ def _diff_one(config: RunConfig, stages: dict[str, Stage], stage: Stage) -> None
             return
         log(stage.name)
         result = read_result(trained.folder)
+        alone = jax.process_count() == 1
         found = diff_models(
             result.dictionary,
             Store.open(test.folder),
@@ -62,7 +66,7 @@ def _diff_one(config: RunConfig, stages: dict[str, Stage], stage: Stage) -> None
             config=config.diff,
             behaviours=behaviours(config),
             seed=config.seed,
-            mesh=make_mesh(config.mesh.data, config.mesh.latent),
+            mesh=make_mesh(config.mesh.data, config.mesh.latent) if alone else own_mesh(),
         )
         tokenizer = inputs.load_tokenizer(pairs(config)[stage.pair])
         words = text.describe(tokenizer, range(len(tokenizer)))

@@ -48,7 +48,7 @@ def report(config: RunConfig) -> Path:
         elif jax.process_index() == 0:
             pages.write(results, work)
     file = config.out / RESULTS
-    if not file.exists() or file.read_bytes() != data:
+    if jax.process_index() == 0 and (not file.exists() or file.read_bytes() != data):
         manifest.write_atomically(file, data)
     return folder / "index.html"
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import jax
+
 from jaxdiff import report as pages
 from jaxdiff.config import RunConfig
 from jaxdiff.pipeline._diff import diff
@@ -34,9 +36,11 @@ def run(config: RunConfig) -> Path | None:
 
 
 def summarize(config: RunConfig, page: Path | None) -> None:
-    """Prints the short table of a finished run, and where its page is."""
+    """Prints the short table of a finished run, and where its page is; the first process does."""
     from rich.console import Console
 
+    if jax.process_index() != 0:
+        return
     if page is None:
         print(f"dictionaries: {(config.out / 'main' / 'train').resolve()}")
         return

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -96,6 +97,6 @@ def _resolve_source(source: SourceConfig, out: Path) -> SourceConfig:
     folder = out / "corpus" / organism
     inputs = {"grammar": organisms.fingerprint(organism)}
     with manifest.stage(folder, "corpus", config={}, inputs=inputs, seed=0) as work:
-        if work is not None:
+        if work is not None and jax.process_index() == 0:
             organisms.write_corpora(organism, work)
     return source.model_copy(update={"path": str(folder / f"{corpus}.jsonl")})

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxdiff.training.calibration import Validation as Validation
     from jaxdiff.training.calibration import calibrate as calibrate
     from jaxdiff.training.calibration import evaluate as evaluate
+    from jaxdiff.training.in_memory import EndedEarly as EndedEarly
     from jaxdiff.training.in_memory import fit as fit
     from jaxdiff.training.loop import TrainResult as TrainResult
     from jaxdiff.training.loop import read_result as read_result
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Optax is imported by the first use of a name that needs it.
 _HOMES = {
+    "EndedEarly": "in_memory",
     "Evaluation": "calibration",
     "Info": "step",
     "TrainResult": "loop",

@@ -141,7 +141,6 @@ def compile_init(
             where="dictionary.k",
             fix="lower k and k_start, or raise latents",
         )
-
     least = min(config.k, config.k_start or config.k)
     if config.activation == "batch_topk" and round(least * train.batch) < 1:
         raise JaxdiffError(

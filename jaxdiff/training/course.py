@@ -15,7 +15,6 @@ from jaxdiff.dictionaries.dictionary import Dictionary
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.progress import log
 from jaxdiff.training import history, settings
-from jaxdiff.training.break_even import faster_step
 from jaxdiff.training.compiled import (
     State,
     check_mesh,
@@ -23,6 +22,7 @@ from jaxdiff.training.compiled import (
     compile_step,
     trained,
 )
+from jaxdiff.training.first_step import first_step
 from jaxdiff.training.step import Info
 
 
@@ -32,7 +32,7 @@ class Course:
     Args:
         config: Settings of the dictionary.
         train: Settings of training.
-        normalization: Maps raw activations to what is trained on; on the mesh.
+        shape: Sources and their width, (M, D).
         folder: Where history and checkpoints are kept.
         seed: Seed of the initial directions.
         mesh: Devices.
@@ -43,6 +43,7 @@ class Course:
         config: As above.
         done: Batches taken [steps].
         position: Where the source stood after them, in a run that goes on; None at the start.
+        skipped: Batches among them that were not finite and are left out [steps].
         lines: Logged metrics.
         checkpoints: Writes them; to be closed.
 
@@ -54,7 +55,7 @@ class Course:
         self,
         config: DictionaryConfig,
         train: TrainConfig,
-        normalization: Normalization,
+        shape: tuple[int, int],
         *,
         folder: Path,
         seed: int,
@@ -64,29 +65,29 @@ class Course:
         self.folder, self.config = folder, config
         self.done, self.position = 0, None
         self._train, self._mesh, self._own = train, mesh, own
-        self._normalization, self._seed = normalization, seed
-        self._shape = (normalization.mean.shape[0], normalization.mean.shape[1])
+        self._shape, self._seed = shape, seed
         self._state: State | None = None
-        self._skipped = 0
+        self.skipped = 0
         self.checkpoints = checkpoint.Writer(
             folder / "checkpoints", keep_last=train.keep_last, keep_every=train.keep_every
         )
         if saved := checkpoint.restore(folder / "checkpoints", self._like):
             self.done, self._state, record = saved
-            self.position, self._skipped = record["source"], record["skipped"]
+            self.position, self.skipped = record["source"], record["skipped"]
             log(f"going on from step {self.done}")
         else:
-            self._choose(faster_step(config, train, self._shape, mesh))
+            self._choose(first_step(config, train, shape, mesh, folder=folder, own=own))
         self._saved = self.done
         self._sent: list[tuple[int, Info]] = []
         self._due = False
         self.lines = history.rewind(folder, self.done)
 
-    def take(self, x: Float[Array, "B M D"], waited: float) -> None:
+    def take(self, x: Float[Array, "B M D"], normalization: Normalization, waited: float) -> None:
         """Sends the step on a batch, and reads earlier ones where a line of the history is due.
 
         Args:
             x: Raw activations, on the mesh.
+            normalization: Maps them to what is trained on; on the mesh.
             waited: Part of the time since the last line that the devices waited [fraction].
 
         Raises:
@@ -97,8 +98,8 @@ class Course:
             if self._train.bad_batch == "skip" and not _is_finite(x):
                 self._skip([self.done])
                 return
-            self._state = self._start(x, self._normalization, key=jax.random.key(self._seed))
-        self._state, info = self._step(self._state, x, self._normalization)
+            self._state = self._start(x, normalization, key=jax.random.key(self._seed))
+        self._state, info = self._step(self._state, x, normalization)
         if self._due:  # Read only now, while the devices are busy with the step just sent.
             self.read(waited)
         self._sent.append((self.done, info))
@@ -115,14 +116,16 @@ class Course:
             JaxdiffError: If a batch was not finite and such are not skipped, or the loss is not.
         """
         sent, self._sent, due, self._due = self._sent, [], self._due, False
-        bad = jax.device_get([info.bad for _, info in sent])
-        self._skip([number for (number, _), wrong in zip(sent, bad, strict=True) if wrong])
-        good = [pair for pair, wrong in zip(sent, bad, strict=True) if not wrong]
+        wrong = jax.device_get([info.bad for _, info in sent])
+        bad = [number for (number, _), is_bad in zip(sent, wrong, strict=True) if is_bad]
+        self._skip(bad)
+        good = [pair for pair in sent if pair[0] not in bad]
         if not good:
             return
         number, info = good[-1]
-        line = history.record(number, number * self._train.batch, info)
-        line |= {"skipped": self._skipped}
+        left_out = self.skipped - sum(later > number for later in bad)
+        line = history.record(number, (number - left_out) * self._train.batch, info)
+        line |= {"skipped": self.skipped}
         if due or line["loss"] is None:
             self.lines.append(line)
             history.append(self.folder, line | {history.WAITED: waited})
@@ -143,7 +146,7 @@ class Course:
         if self._state is None or self._saved == self.done:
             return
         record = {"settings": self._own, "shape": self._shape, "step": self._train.step}
-        record |= {"source": position, "skipped": self._skipped}
+        record |= {"source": position, "skipped": self.skipped}
         self.checkpoints.save(self.done, self._state, record)
         self._saved = self.done
 
@@ -181,8 +184,8 @@ class Course:
         if numbers and self._train.bad_batch == "stop":
             raise _bad(numbers[0], self.folder)
         for number in numbers:
-            self._skipped += 1
-            log(f"step {number}: the batch is not finite and is skipped ({self._skipped} so far)")
+            self.skipped += 1
+            log(f"step {number}: the batch is not finite and is skipped ({self.skipped} so far)")
 
 
 @jax.jit

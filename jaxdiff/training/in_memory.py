@@ -19,6 +19,25 @@ from jaxdiff.training.compiled import compile_init, compile_step, put, trained
 from jaxdiff.types import HostOrDevice
 
 
+class EndedEarly(JaxdiffError):
+    """There were fewer batches than steps; what was trained is kept here.
+
+    Attributes:
+        dictionary: As `fit` would return it, after the last batch.
+        history: Logged metrics.
+    """
+
+    def __init__(self, done: int, steps: int, dictionary: Dictionary, history: list):
+        super().__init__(
+            f"the batches ended after {done} of {steps} steps",
+            where="batches",
+            fix="give more batches or lower train.steps; what was trained is in the error's "
+            "`dictionary`",
+        )
+        self.dictionary = dictionary
+        self.history = history
+
+
 def fit(
     config: DictionaryConfig,
     train: TrainConfig,
@@ -38,8 +57,9 @@ def fit(
         The dictionary, its threshold not yet calibrated, and the logged metrics.
 
     Raises:
-        JaxdiffError: If there is no batch, the first one has another size than `train.batch`, or
-            one is not finite and such are not skipped.
+        EndedEarly: If there are fewer batches than steps; it has the dictionary.
+        JaxdiffError: If there is no batch, one has another shape than the first one or another
+            size than `train.batch`, or one is not finite and such are not skipped.
     """
     mesh, lines = make_mesh(1, 1), []
     rest = iter(batches)
@@ -57,11 +77,18 @@ def fit(
     train = train.model_copy(update={"step": faster_step(config, train, shape, mesh)})
     start, like = compile_init(config, train, shape, mesh)
     step = compile_step(config, train, like, mesh)
-    state = None
+    state, done, skipped = None, 0, 0
     for done, x in enumerate(itertools.islice(itertools.chain([first], rest), train.steps), 1):
         x = np.asarray(x, np.float32)
+        if x.shape != first.shape:
+            raise JaxdiffError(
+                f"batch {done} is {list(x.shape)}, the first one is {list(first.shape)}",
+                where="batches",
+                fix="give batches of one size; leave the last rows out where they are fewer",
+            )
         if not np.isfinite(x).all():
             if train.bad_batch == "skip":
+                skipped += 1
                 continue
             raise JaxdiffError(f"batch {done} has values that are not finite", where="batches")
         x = put(x, mesh)
@@ -70,7 +97,10 @@ def fit(
             state = start(x, same, key=jax.random.key(own))
         state, info = step(state, x, same)
         if done % train.log_every == 0 or done == train.steps:
-            lines.append((done, done * train.batch, info))
+            lines.append((done, (done - skipped) * train.batch, info))
     if state is None:
         raise JaxdiffError("no batch is finite", where="batches")
-    return trained(state, config, shape, mesh), [history.record(*line) for line in lines]
+    found = trained(state, config, shape, mesh), [history.record(*line) for line in lines]
+    if done < train.steps:
+        raise EndedEarly(done, train.steps, *found)
+    return found

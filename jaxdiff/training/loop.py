@@ -123,7 +123,6 @@ def train_together(
     mesh = make_mesh(1, 1) if mesh is None else mesh
     for config in configs.values():
         check_mesh(config, train, mesh)
-    local = jax.device_put(source.normalization, sharding(mesh))
     results, courses = {}, []
     for folder, config in configs.items():
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,12 +132,14 @@ def train_together(
             results[folder] = read_result(folder, own)
             checkpoint.remove(folder / "checkpoints", train.keep_every)
         else:
-            course = Course(config, train, local, folder=folder, seed=first, mesh=mesh, own=own)
+            course = Course(
+                config, train, source.shape, folder=folder, seed=first, mesh=mesh, own=own
+            )
             courses.append((course, own))
     if courses:
-        _run([course for course, _ in courses], train, source, seed=seed, mesh=mesh)
-    for course, own in courses:
-        results[course.folder] = _finish(course, train, source, validation, local, own)
+        local = _run([course for course, _ in courses], train, source, seed=seed, mesh=mesh)
+        for course, own in courses:
+            results[course.folder] = _finish(course, train, source, validation, local, own)
     return {folder: results[folder] for folder in configs}
 
 
@@ -160,7 +161,7 @@ def _finish(
         normalization=source.normalization,
         evaluation=evaluation,
         steps=train.steps,
-        tokens=train.steps * train.batch,
+        tokens=(train.steps - course.skipped) * train.batch,
         l1_weight=course.lines[-1]["l1"] if config.penalised else None,
         history=course.lines,
     )
@@ -177,12 +178,18 @@ def _run(
     *,
     seed: int,
     mesh: Mesh,
-) -> None:
-    """Takes all courses through the batches that they have not had yet."""
+) -> Normalization:
+    """Takes all courses through the batches that they have not had yet.
+
+    Returns:
+        The source's normalisation, on the mesh.
+    """
     behind = min(courses, key=lambda course: course.done)
     batches, done = source.batches(train.batch, seed=seed), behind.done
     if behind.position is not None:
         batches.set_state(behind.position)
+    # Only now: a stream runs the models for it, and a position that does not fit ends here.
+    local = jax.device_put(source.normalization, sharding(mesh))
     waited, saved_at = 0.0, time.monotonic()
     with contextlib.ExitStack() as stack:
         preempted = stack.enter_context(preemption.watch())
@@ -191,28 +198,37 @@ def _run(
         for course in courses:
             stack.enter_context(course.checkpoints)
         while done < train.steps:
-            x = _next(feed, done, train)
+            try:
+                x = feed.take()
+            except StopIteration:
+                _save(courses, feed, waited)
+                raise _ended(done, train) from None
             done += 1
             active = [course for course in courses if course.done < done]
             for course in active:
-                course.take(x, waited)
+                course.take(x, local, waited)
             last = done == train.steps
             if not last:
                 feed.prefetch([course.work() for course in active])
             logged = last or done % train.log_every == 0
             if logged:
                 waited = feed.waited()
-            stop = preempted(done)
+            stop = preempted()
             if last or stop or _is_due(done, train, logged, saved_at):
-                position = merge_states(feed.position)
-                for course in active:
-                    course.save(position, waited)
+                _save(active, feed, waited)
                 saved_at = time.monotonic()
             if stop and not last:
                 raise Preempted(f"preempted after step {done}, which is saved; run again to go on")
             advance(
                 1, f"{active[0].note()}  waited for data {waited:.0%}" if active[0].lines else ""
             )
+    return local
+
+
+def _save(courses: list[Course], feed: Feed, waited: float) -> None:
+    position = merge_states(feed.position)
+    for course in courses:
+        course.save(position, waited)
 
 
 def _is_due(done: int, train: TrainConfig, logged: bool, saved_at: float) -> bool:
@@ -226,15 +242,13 @@ def _is_due(done: int, train: TrainConfig, logged: bool, saved_at: float) -> boo
     return bool(multihost_utils.broadcast_one_to_all(old) if jax.process_count() > 1 else old)
 
 
-def _next(feed: Feed, done: int, train: TrainConfig) -> Any:
-    try:
-        return feed.take()
-    except StopIteration:
-        raise JaxdiffError(
-            f"the activations ended after {done} of {train.steps} steps of {train.batch} tokens",
-            where="train.steps",
-            fix="lower train.steps, or harvest more text",
-        ) from None
+def _ended(done: int, train: TrainConfig) -> JaxdiffError:
+    return JaxdiffError(
+        f"the activations ended after {done} of {train.steps} steps of {train.batch} tokens; what "
+        "was done is saved",
+        where="train.steps",
+        fix="run again with more activations to go on, or lower train.steps to start over",
+    )
 
 
 def _write_result(folder: Path, result: TrainResult, own: dict[str, Any]) -> None:

@@ -15,12 +15,8 @@ def record(config: DictionaryConfig, train: TrainConfig, seed: int) -> dict[str,
     return {"dictionary": _plain(config), "train": _plain(train), "seed": seed}
 
 
-def check(found: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
-    """Compares settings that decide the result; fields that are not in `found` have defaults.
-
-    Raises:
-        JaxdiffError: If some differ; they are named.
-    """
+def differences(found: dict[str, Any], own: dict[str, Any]) -> list[str]:
+    """Names the settings that decide the result and differ; fields not in `found` have defaults."""
     names = []
     for part, kind in _KINDS.items():
         theirs = _plain(kind()) | found[part]
@@ -31,7 +27,16 @@ def check(found: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
         ]
     if found["seed"] != own["seed"]:
         names.append(f"seed ({found['seed']}, not {own['seed']})")
-    if names:
+    return names
+
+
+def check(found: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
+    """Compares what `differences` does.
+
+    Raises:
+        JaxdiffError: If some differ; they are named.
+    """
+    if names := differences(found, own):
         raise JaxdiffError(
             f"the folder belongs to a run with another {', '.join(names)}",
             where=folder,

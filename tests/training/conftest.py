@@ -33,6 +33,12 @@ def script():
     return load("run_until_killed")
 
 
+@pytest.fixture(scope="session")
+def processes():
+    """The module of one of several processes."""
+    return load("train_in_processes")
+
+
 def _bits(folder):
     """Returns what a finished training left, without what another run would measure otherwise."""
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]

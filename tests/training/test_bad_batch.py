@@ -80,8 +80,9 @@ def test_skipped_batches_leave_no_trace(memory, tmp_path, capfd, step, mesh):
     for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
         ours, theirs = (np.asarray(getattr(r.dictionary, name)) for r in (found, clean))
         np.testing.assert_array_equal(ours, theirs, err_msg=name)
-    lines = [(line["step"], line["skipped"]) for line in found.history]
-    assert lines == [(4, 2), (8, 3), (11, 4)]
+    lines = [(line["step"], line["skipped"], line["tokens"] / 32) for line in found.history]
+    assert lines == [(4, 2, 2), (8, 3, 5), (11, 4, 8)]
+    assert (found.steps, found.tokens) == (12, 8 * 32)
     assert all(line["loss"] > 0 for line in found.history)
     assert "step 7: the batch is not finite and is skipped (3 so far)" in capfd.readouterr().err
 
@@ -101,7 +102,8 @@ def test_the_count_goes_on_after_an_interruption(memory, tmp_path):
     with pytest.raises(Broken):
         run(Ends(source, {2, 4, 7}), tmp_path, **how)
     found = run(Spoiled(source, {2, 4, 7}), tmp_path, **how)
-    assert [line["skipped"] for line in found.history] == [2, 3, 3]
+    lines = [(line["skipped"], line["tokens"] / 32) for line in found.history]
+    assert lines == [(2, 2), (3, 5), (3, 9)] and found.tokens == 9 * 32
 
 
 def test_fit_stops_or_skips_too(memory):
@@ -111,7 +113,8 @@ def test_fit_stops_or_skips_too(memory):
     with pytest.raises(JaxdiffError, match="batch 1 has values that are not finite"):
         fit(CONFIG, good, spoiled, seed=0)
     clean, _ = fit(CONFIG, good, rows, seed=0)
-    found, _ = fit(CONFIG, settings(steps=8, bad_batch="skip"), spoiled, seed=0)
+    found, lines = fit(CONFIG, settings(steps=8, bad_batch="skip"), spoiled, seed=0)
+    assert [(line["step"], line["tokens"] / 32) for line in lines] == [(4, 3), (8, 6)]
     np.testing.assert_allclose(found.W_dec, clean.W_dec, rtol=1e-6)
 
 

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from jaxdiff import checkpoint
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries import files, init, load
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.training import fit, train
+from jaxdiff.training import EndedEarly, fit, train
 from jaxdiff.training.history import rewind
 from jaxdiff.training.loop import read_result
 
@@ -72,10 +73,12 @@ def test_a_loss_that_is_not_finite_stops_training(memory, tmp_path):
     config = TrainConfig(steps=4, batch=32, log_every=1, checkpoint_every=2)
     with pytest.raises(JaxdiffError, match="loss is not finite at step 1"):
         train(QUICK, config, source, source.in_order, folder=tmp_path, seed=0)
-    assert not (tmp_path / "checkpoints").exists()
+    assert not checkpoint.steps(tmp_path / "checkpoints")
 
 
-def test_a_source_that_ends_early_is_named(script, memory, tmp_path):
+def test_a_source_that_ends_early_is_named_and_what_was_done_is_kept(
+    finished, script, memory, bits, tmp_path
+):
     class Short(memory.MemorySource):
         def batches(self, batch, *, seed, epochs=None):
             return Three(self.x, batch, seed)
@@ -86,9 +89,13 @@ def test_a_source_that_ends_early_is_named(script, memory, tmp_path):
                 raise StopIteration
             return super().__next__()
 
-    source = Short(memory.gaussian_source().x)
-    with pytest.raises(JaxdiffError, match="ended after 3 of 30 steps of 32 tokens"):
-        train(QUICK, script.TRAIN, source, source.in_order, folder=tmp_path, seed=0)
+    whole = memory.gaussian_source()
+    source = Short(whole.x, whole.normalization)
+    with pytest.raises(JaxdiffError, match="ended after 3 of 30 steps of 32 tokens; .* is saved"):
+        train(script.CONFIG, script.TRAIN, source, source.in_order, folder=tmp_path, seed=3)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [3]
+    train(script.CONFIG, script.TRAIN, whole, whole.in_order, folder=tmp_path, seed=3)
+    assert bits(tmp_path)[:2] == bits(finished[0])[:2]
 
 
 def test_fit_is_the_same_training_without_a_folder(memory, tmp_path):
@@ -99,8 +106,20 @@ def test_fit_is_the_same_training_without_a_folder(memory, tmp_path):
     d, lines = fit(QUICK, settings, map(source.normalization.apply, raw), seed=5)
     np.testing.assert_allclose(d.W_dec, result.dictionary.W_dec, rtol=1e-5)
     assert [line["step"] for line in lines] == [2, 4, 6]
+    batches = [source.x[i : i + 32] for i in range(0, 128, 32)]
+    with pytest.raises(EndedEarly, match="ended after 4 of 6 steps") as early:
+        fit(QUICK, settings, iter(batches), seed=5)
+    d, lines = fit(QUICK, TrainConfig(steps=4, batch=32, log_every=2), batches, seed=5)
+    jax.tree.map(np.testing.assert_array_equal, early.value.dictionary, d)
+    assert early.value.history == lines
+    with pytest.raises(
+        JaxdiffError, match=r"batch 2 is \[5, 2, 6\], the first one is \[32, 2, 6\]"
+    ):
+        fit(QUICK, settings, [batches[0], batches[1][:5]], seed=5)
     with pytest.raises(JaxdiffError, match="no batch"):
         fit(QUICK, settings, [], seed=5)
+    with pytest.raises(JaxdiffError, match="k = 0.01 of a batch of 32 tokens is no latent"):
+        fit(DictionaryConfig(latents=8, k=0.01), settings, batches, seed=5)
     with pytest.raises(JaxdiffError, match="16 rows, train.batch is 32"):
         fit(QUICK, settings, [np.zeros((16, 2, 3), np.float32)], seed=5)
 

@@ -1,5 +1,6 @@
 """Going on: from any step, after SIGKILL or SIGTERM, on another mesh, not with other settings."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxdiff import checkpoint
 from jaxdiff.activations import Recorded, Store, StoreSource, write_store
 from jaxdiff.config import DictionaryConfig, HarvestConfig
 from jaxdiff.dictionaries import load
 from jaxdiff.errors import JaxdiffError, Preempted
 from jaxdiff.mesh import make_mesh
-from jaxdiff.training import read_snapshot, train
+from jaxdiff.training import first_step, read_snapshot, train
+from jaxdiff.training.settings import record
 
 SCRIPT = Path(__file__).with_name("run_until_killed.py")
 KINDS = ("dense", "sparse")
@@ -144,16 +147,37 @@ def test_other_meshes_go_on_with_the_same_batches(script, memory, stored, tmp_pa
             assert ours["l0"] == theirs["l0"]
 
 
-def test_a_checkpoint_keeps_the_step_that_was_chosen(script, memory, tmp_path, monkeypatch):
-    from jaxdiff.training import course
+def test_the_step_is_chosen_once(script, memory, tmp_path, monkeypatch):
+    """It is kept from the start on, and then by checkpoints; other settings measure anew."""
 
-    monkeypatch.setattr(course, "faster_step", lambda *_: "sparse")
+    class Ends(Interrupted):
+        class Batches(Interrupted.Batches):
+            def __next__(self):
+                raise RuntimeError("the power went off")
+
+    monkeypatch.setattr(first_step, "faster_step", lambda *_: "sparse")
+    with pytest.raises(RuntimeError, match="power"):
+        run(script, memory, tmp_path, "auto", source=Ends(memory.gaussian_source(), at=None))
+    assert not checkpoint.steps(tmp_path / "checkpoints")
+    monkeypatch.setattr(first_step, "faster_step", lambda *_: "dense")
     with pytest.raises(Preempted):
         source = Interrupted(memory.gaussian_source(), at=10)
-        run(script, memory, tmp_path, "auto", source=source)
-    monkeypatch.setattr(course, "faster_step", lambda *_: "dense")
+        run(script, memory, tmp_path, "auto", source=source, log_every=1)
+    (tmp_path / "checkpoints" / first_step.NAME).unlink()
     found = run(script, memory, tmp_path, "auto")
-    assert found.history[-1]["passes"] > 0  # 0 in the dense step.
+    assert all(line["passes"] > 0 for line in found.history)  # 0 in the dense step.
+
+    path = tmp_path / "checkpoints" / first_step.NAME
+    path.parent.mkdir()
+
+    def chosen(**changes):
+        theirs = record(script.CONFIG, script.TRAIN.model_copy(update=changes), 3)
+        path.write_text(json.dumps({"settings": theirs, "step": "sparse"}))
+        own = record(script.CONFIG, script.TRAIN, 3)
+        how = {"folder": tmp_path, "own": own}
+        return first_step.first_step(script.CONFIG, script.TRAIN, (2, 6), make_mesh(1, 1), **how)
+
+    assert (chosen(log_every=5), chosen(lr=0.5)) == ("sparse", "dense")
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_field(script, memory, tmp_path):
@@ -179,8 +203,6 @@ def test_a_checkpoint_of_other_settings_is_refused_by_field(script, memory, tmp_
 
 
 def test_saves_by_time_and_by_step(script, memory, tmp_path, monkeypatch):
-    from jaxdiff import checkpoint
-
     saved, save = [], checkpoint.Writer.save
 
     def spy(self, step, *rest):
