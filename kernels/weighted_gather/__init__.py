@@ -70,7 +70,8 @@ def _backward(implementation, operands, gradient):
     ends = jnp.searchsorted(jnp.where(inside, indices, rows)[order], jnp.arange(rows + 1))
     by_row = groups[order], weights[order], ends.astype(jnp.int32)
     pulled = _weighted_gather(implementation, gradient, *by_row)
-    dots = gathered_dots(gradient, groups, source, indices, jnp.int32(indices.size))
+    pairs = gradient, groups, source, indices, jnp.int32(indices.size)
+    dots = gathered_dots(*pairs, implementation=implementation)
     dots = jnp.where(inside, dots, 0.0)
     return pulled.astype(source.dtype), None, dots.astype(weights.dtype), None
 

@@ -38,8 +38,9 @@ def test_values(draw, float64_sums, name, case):
     np.testing.assert_allclose(out, float64_sums(given), atol=2e-5)
 
 
-def test_copies_are_waited_for(draw, float64_sums):
-    given = draw(12, 128, 66, 150)
+def test_copies_are_waited_for(draw, float64_sums, monkeypatch):
+    monkeypatch.setattr(tpu, "_BLOCK", 8)
+    given = draw(12, 128, 10, 150)
     out = IMPLEMENTATIONS["pallas_tpu simulated"](*given)
     np.testing.assert_allclose(out, float64_sums(given), atol=2e-5)
 
