@@ -5,8 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxdiff.activations._devices import everywhere, merge_processes
 from jaxdiff.activations.normalization import Moments
 from jaxdiff.activations.source import ActivationSource, BatchIterator
+from jaxdiff.activations.stream import StreamSource
 from jaxdiff.dictionaries.normalization import Normalization
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.types import BASE, FT, ActivationBatch
@@ -32,7 +34,8 @@ class DifferenceSource:
 
     Args:
         source: Activations of two models at one site.
-        rows: Rows that the normalisation is measured on, at least, or all there are [tokens].
+        rows: Rows that the normalisation is measured on, at least, or all there are [tokens]; where
+            several processes stream, of each.
 
     Raises:
         JaxdiffError: If the source is not of two models.
@@ -69,14 +72,16 @@ class DifferenceSource:
         given = self._source.normalization
         if not np.any(given.mean) and np.all(np.asarray(given.scale) == 1):
             return Normalization.identity(self.shape)
+        # Several processes that stream have rows of their own; from a store, all read all.
+        lockstep = isinstance(self._source, StreamSource) and self._source.lockstep
         moments = Moments.zeros(self.shape)
         for batch in self.in_order():
             new = Moments.of(np.asarray(batch.x), np.asarray(batch.mask))
             count = np.array([float(new.count)])
             moments = moments.merge(count, new.mean[None], new.m2[None])
-            if moments.count >= self._rows:
+            if everywhere(moments.count >= self._rows, lockstep):
                 break
-        return moments.normalization()
+        return (merge_processes(moments) if lockstep else moments).normalization()
 
 
 class _Differences:

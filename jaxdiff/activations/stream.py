@@ -41,6 +41,9 @@ class StreamSource:
             first rows of the text (at least `warmup`, or all), which are run once more for it.
         warmup: Rows that it is estimated from [tokens].
 
+    Attributes:
+        lockstep: Whether other processes run the models with this one, on their part of the text.
+
     Raises:
         JaxdiffError: If the models cannot be compared at the site.
     """
@@ -61,7 +64,7 @@ class StreamSource:
         pair = replace(pair, models=place_models(pair.models, mesh))
         self._harvest = lambda: harvest(pair, batches, site, config=config, mesh=mesh)
         self._config = config
-        self._lockstep = spans_processes(mesh)
+        self.lockstep = spans_processes(mesh)
         self._normalization = normalization
         if normalization is None and not config.normalize:
             self._normalization = Normalization.identity(self.shape)
@@ -88,7 +91,7 @@ class StreamSource:
             half=max(self._config.ring // 2 // parts, 1),
             batch=batch // parts,
             seed=(seed, jax.process_index()),
-            lockstep=self._lockstep,
+            lockstep=self.lockstep,
             owner=f"process {jax.process_index()} of {parts}",
         )
 
@@ -99,7 +102,7 @@ class StreamSource:
     def _estimate(self) -> Normalization:
         rows = self._harvest()
         for _ in rows:
-            if everywhere(rows.moments.count >= self._warmup, self._lockstep):
+            if everywhere(rows.moments.count >= self._warmup, self.lockstep):
                 break
         return merge_processes(rows.moments).normalization()
 

@@ -6,6 +6,7 @@ from jaxdiff import text
 from jaxdiff.activations import StreamSource, write_store
 from jaxdiff.activations import harvest as harvest_rows
 from jaxdiff.config import PairConfig, RunConfig
+from jaxdiff.errors import JaxdiffError
 from jaxdiff.mesh import make_mesh
 from jaxdiff.pipeline import inputs
 from jaxdiff.pipeline.plan import Stage, pairs, plan
@@ -34,9 +35,10 @@ def _harvest_split(config: RunConfig, stage: Stage) -> None:
         mesh = make_mesh(config.mesh.data, config.mesh.latent)
         pair = pairs(config)[stage.pair]
         start, stop = stage.config["documents"]
+        batches = _token_batches(config, pair, start, stop)
         rows = harvest_rows(
             inputs.load_pair(pair, mesh),
-            _token_batches(config, pair, start, stop),
+            batches,
             config.site,
             config=config.harvest,
             mesh=mesh,
@@ -56,16 +58,23 @@ def stream(config: RunConfig, pair: PairConfig) -> StreamSource:
 
 def _token_batches(config: RunConfig, pair: PairConfig, start: int, stop: int):
     """Returns this process's shard of a range of documents."""
+    batch, processes = config.harvest.batch, jax.process_count()
+    if batch % processes:
+        raise JaxdiffError(
+            f"{batch} rows of text cannot be shared by {processes} processes",
+            where="harvest.batch",
+            fix=f"make it a multiple of {processes}",
+        )
     settings = inputs.resolve_text(config)
     return text.batches(
         settings.sources,
         inputs.load_tokenizer(pair),
         context=settings.context,
-        batch=config.harvest.batch // jax.process_count(),
+        batch=batch // processes,
         pack=settings.pack,
         seed=config.seed,
         start=start,
         stop=stop,
         shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        shard_count=processes,
     )

@@ -13,7 +13,13 @@ sys.path.insert(0, tests)
 
 import conftest  # noqa: E402
 
-from jaxdiff.activations import ModelPair, StreamSource, harvest, write_store  # noqa: E402
+from jaxdiff.activations import (  # noqa: E402
+    DifferenceSource,
+    ModelPair,
+    StreamSource,
+    harvest,
+    write_store,
+)
 from jaxdiff.config import HarvestConfig  # noqa: E402
 from jaxdiff.mesh import make_mesh  # noqa: E402
 
@@ -29,5 +35,7 @@ write_store(folder, harvest(pair, text, site, config=config, mesh=mesh), config=
 stream = StreamSource(pair, text, site, config=config, mesh=mesh)
 batches = stream.batches(8, seed=0, epochs=2)
 tokens = [(batch.sequences * 100 + batch.positions).tolist() for batch in batches]
-scale = stream.normalization.scale
-np.savez(f"{folder}/stream-{index}.npz", tokens=np.array(tokens), scale=scale)
+given = {"scale": stream.normalization.scale}
+difference = DifferenceSource(stream).normalization
+given |= {"mean_difference": difference.mean, "scale_difference": difference.scale}
+np.savez(f"{folder}/stream-{index}.npz", tokens=np.array(tokens), **given)

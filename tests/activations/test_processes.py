@@ -33,6 +33,13 @@ def test_two_processes_write_one_store_and_stream_together(
     streams = [np.load(tmp_path / f"stream-{i}.npz") for i in range(2)]
     assert (streams[0]["scale"] == streams[1]["scale"]).all()
     np.testing.assert_allclose(streams[0]["scale"], store.normalization.scale, rtol=1e-5)
+    difference = np.diff(got.x[got.mask].astype(np.float64), axis=1)[:, 0]
+    scale = 1 / np.sqrt(np.square(difference - difference.mean(axis=0)).mean())
+    for stream in streams:
+        np.testing.assert_allclose(stream["scale_difference"], [scale], rtol=1e-5)
+        np.testing.assert_allclose(
+            stream["mean_difference"][0], difference.mean(axis=0), rtol=1e-4, atol=1e-6
+        )
     tokens = [stream["tokens"] for stream in streams]
     assert tokens[0].shape == tokens[1].shape and tokens[0].shape[1] == 4
     known = set((want.sequences * 100 + want.positions)[want.mask].tolist())

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jaxdiff import checkpoint
 from jaxdiff.activations import Recorded, Store, StoreSource, write_store
+from jaxdiff.activations._ring import Feed, Ring
 from jaxdiff.config import DictionaryConfig, HarvestConfig
 from jaxdiff.dictionaries import load
 from jaxdiff.errors import JaxdiffError, Preempted
@@ -180,6 +182,18 @@ def test_the_step_is_chosen_once(script, memory, tmp_path, monkeypatch):
     assert (chosen(log_every=5), chosen(lr=0.5)) == ("sparse", "dense")
 
 
+class Stream:
+    """A stream of another number of processes, whose models must not run for nothing."""
+
+    shape = (2, 6)
+    in_order = None
+    normalization = object()  # Would not do, if it was read before the position.
+
+    def batches(self, batch, *, seed, epochs=None):
+        feed = Feed(lambda: SimpleNamespace(get_state=lambda: {"text": {}}), epochs)
+        return Ring(feed, half=64, batch=batch, seed=(seed,), lockstep=False)
+
+
 def test_a_checkpoint_of_other_settings_is_refused_by_field(script, memory, tmp_path):
     with pytest.raises(Preempted):
         run(script, memory, tmp_path, "dense", source=Interrupted(memory.gaussian_source(), at=10))
@@ -198,6 +212,8 @@ def test_a_checkpoint_of_other_settings_is_refused_by_field(script, memory, tmp_
         r"another train\.lr \(0\.01, not 0\.1\), train\.batch|batch.*, train\.lr", lr=0.1, batch=8
     )
     refused(r"another seed \(3, not 4\)", seed=4)
+    with pytest.raises(JaxdiffError, match="go on with as many processes"):
+        run(script, memory, tmp_path, "dense", source=Stream())
     # How often to save and what to keep may change.
     run(script, memory, tmp_path, "dense", checkpoint_every=4, keep_last=1, log_every=5)
 
