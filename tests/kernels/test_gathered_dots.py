@@ -16,14 +16,14 @@ IMPLEMENTATIONS = {
     "pallas_tpu": functools.partial(tpu.gathered_dots, interpret=True),
     "pallas_tpu simulated": functools.partial(tpu.gathered_dots, interpret=SIMULATED),
 }
-# Rows of both sides, width, entries, count; whether neighbours share rows. Only columns that two
-# registers' lanes hold are packed.
+# Rows of both sides, width, entries, count; the dtype of the right side; whether neighbours share
+# rows; what factors are rounded to. Only columns that two registers' lanes hold are packed.
 CASES = {
-    "aligned": ((16, 9, 128, 128, 128), jnp.float32, True),
-    "odd, windows that nothing is in": ((90, 40, 200, 520, 200), jnp.float32, True),
-    "packed": ((12, 5, 256, 140, 129), jnp.bfloat16, False),
-    "one entry": ((3, 2, 1, 1, 1), jnp.float32, False),
-    "none": ((3, 2, 5, 9, 0), jnp.bfloat16, False),
+    "aligned": ((16, 9, 128, 128, 128), jnp.float32, True, jnp.bfloat16),
+    "odd, windows that nothing is in": ((90, 40, 200, 520, 200), jnp.float32, True, jnp.float32),
+    "packed": ((12, 5, 256, 140, 129), jnp.bfloat16, False, jnp.bfloat16),
+    "one entry": ((3, 2, 1, 1, 1), jnp.float32, False, jnp.float32),
+    "none": ((3, 2, 5, 9, 0), jnp.bfloat16, False, jnp.float32),
 }
 
 
@@ -46,11 +46,11 @@ def expected(left, rows, right, others, count, dtype=jnp.float32) -> np.ndarray:
     return np.where(np.arange(len(rows)) < int(count), np.sum(one * other, axis=1), 0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["xla", "pallas_tpu"])
-def test_values(name, case, dtype):
-    given = draw(*CASES[case])
+def test_values(name, case):
+    *drawn, dtype = CASES[case]
+    given = draw(*drawn)
     found = IMPLEMENTATIONS[name](*given, dtype=dtype)
     np.testing.assert_allclose(found, expected(*given, dtype), atol=2e-5)
 
