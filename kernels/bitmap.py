@@ -55,6 +55,16 @@ def places(words: UInt32[Array, "W G"]) -> Int32[Array, ""]:
     return jnp.sum(lax.population_count(words).astype(jnp.int32))
 
 
+def row_counts(words: UInt32[Array, "W L"]) -> Int32[Array, " R"]:
+    """Counts the places of each row, those of the last word's missing rows included."""
+    words = jnp.pad(words, ((0, 0), (0, -words.shape[1] % _WORD)))
+    parts = words.reshape(len(words), 1, _WORD, -1)
+    bits = (parts >> jnp.arange(_WORD, dtype=jnp.uint32)[None, :, None, None]) & 1
+    # Two sums: the first adds whole vectors, and in one the second would go number by number.
+    counts = lax.optimization_barrier(jnp.sum(bits.astype(jnp.int32), axis=2))
+    return jnp.sum(counts, axis=2).reshape(-1)
+
+
 def entries(words: UInt32[Array, "W G"], size: int) -> Entries:
     """Lists the places by column, and within a column by row.
 

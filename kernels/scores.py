@@ -24,6 +24,8 @@ LOWEST, ABOVE = 0x00800000, 0x7F800001
 # What an addition and a multiplication round off, with room to spare, and what a product does.
 _ROUNDING, _PRODUCT = 2.0**-20, 2.0**-23
 
+Keys = Callable[[], Float[Array, "C L"]]
+
 
 class Share(NamedTuple):
     """This device's share of the latents.
@@ -63,9 +65,9 @@ class Held(NamedTuple):
 
     def marks(self, pivot: Float[Array, ""]) -> tuple[UInt32[Array, "W L"], Int32[Array, ""]]:
         """Returns a map of the scores that reach a pivot, and how many do."""
-        # The barrier keeps the scores inside of a loop over pivots: one pass, and no array of them.
-        norms, bias, pivot = lax.optimization_barrier((self.norms, self.bias, pivot))
-        words = pack(self._replace(norms=norms, bias=bias)._all() >= pivot)
+        # The barrier keeps scores inside of a loop over pivots: one pass, and no array of them.
+        bias, norms, pivot = lax.optimization_barrier((self.bias, self.norms, pivot))
+        words = pack((self.pre + bias[None, :]) * norms[None, :] >= pivot)
         return words, places(words)
 
     def below(self, pivot: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -82,12 +84,18 @@ class Held(NamedTuple):
         """Returns `x W^T + b` of listed latents; those out of range have any values."""
         return self.pre[:, latents] + self.bias[latents][None, :]
 
-    def by_rows(self, function: Callable[[Float[Array, "C L"]], PyTree]) -> PyTree:
-        """Returns what a function makes of all scores, a result for each row or 32 rows."""
-        return function(self._all())
+    def by_rows(self, function: Callable[[Keys], PyTree]) -> PyTree:
+        """Returns what a function makes of all scores, a result for each row or 32 rows.
 
-    def _all(self) -> Float[Array, "R L"]:
-        return (self.pre + self.bias[None, :]) * self.norms[None, :]
+        The function gets another one that returns the scores, to be called for each pass over them.
+        """
+
+        def keys():
+            # Made anew for each pass: what passes share, the compiler would hold as an array.
+            bias, norms = lax.optimization_barrier((self.bias, self.norms))
+            return (self.pre + bias[None, :]) * norms[None, :]
+
+        return function(keys)
 
 
 class Streamed(NamedTuple):
@@ -145,13 +153,14 @@ class Streamed(NamedTuple):
         made = product(self.x.astype(self.dtype), self.W[latents].astype(self.dtype))
         return made + self.bias[latents][None, :]
 
-    def by_rows(self, function: Callable[[Float[Array, "C L"]], PyTree]) -> PyTree:
-        """Returns what a function makes of chunks of rows, a result for each row or 32 rows."""
+    def by_rows(self, function: Callable[[Keys], PyTree]) -> PyTree:
+        """Returns what a function makes of chunks of rows, as `Held.by_rows` does."""
         W = self.W.astype(self.dtype)
         parts = chunks(self.x.astype(self.dtype), len(W))
 
         def part(x):
-            return function((product(x, W) + self.bias[None, :]) * self.norms[None, :])
+            keys = (product(x, W) + self.bias[None, :]) * self.norms[None, :]
+            return function(lambda: keys)
 
         made = lax.map(part, parts)
 
@@ -188,7 +197,10 @@ def stream(
         share: This device's share.
         dtype: What the factors of products are rounded to.
     """
-    longest = jnp.max(jnp.sum(jnp.square(x), axis=1)) * jnp.max(squares * jnp.square(norms))
+    lengths = jnp.sum(jnp.square(x), axis=1)
+    # Rows with NaN select nothing.
+    lengths = jnp.where(jnp.isnan(lengths), 0.0, lengths)
+    longest = jnp.max(lengths) * jnp.max(squares * jnp.square(norms))
     longest = lax.pmax(longest, share.axes) if share.axes else longest
     slack = 2 * x.shape[1] * _PRODUCT * jnp.sqrt(longest)
     return Streamed(x, W, bias, norms, slack, dtype, share)

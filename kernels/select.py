@@ -147,7 +147,7 @@ def _among_candidates(scores: Scores, n, size: int, words) -> tuple[Entries, Arr
 def _among_equals(scores: Scores, n, size: int, threshold) -> tuple[Entries, Array]:
     """Selects where more scores equal the threshold than the list of candidates holds."""
     value, share = _float(threshold), scores.share
-    above, equal = scores.by_rows(lambda keys: (pack(keys > value), pack(keys == value)))
+    above, equal = scores.by_rows(lambda keys: (pack(keys() > value), pack(keys() == value)))
     place = jnp.arange(scores.norms.size, dtype=jnp.int32) + share.first
 
     def count(words):

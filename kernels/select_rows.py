@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from .bitmap import by_index, entries, kept, pack
+from .bitmap import by_index, entries, kept, pack, row_counts
 from .cut_rows import cut
 from .scores import ABOVE, LOWEST, Scores
 from .select import Selection
@@ -36,31 +36,36 @@ def select_rows(scores: Scores, n: Int32[Array, ""], *, most: int) -> Selection:
     place = share.first + jnp.arange(latents, dtype=jnp.int32)
 
     def mark(keys):
-        pivot = _pivot(keys, n, most, scores)
-        reached = keys >= pivot[:, None]
-        return pack(reached), jnp.sum(reached, axis=1, dtype=jnp.int32)
+        pivot = _pivot(_maxima(keys(), most), n, scores)
+        return pack(keys() >= pivot[:, None])
 
     def among_all():
         def part(keys):
-            level, last = cut(keys, place[None, :], n, share)
-            level = lax.bitcast_convert_type(level, jnp.float32)[:, None]
-            return pack((keys > level) | (keys == level) & (place[None, :] <= last[:, None]))
+            level, last = cut(keys(), place[None, :], n, share)
+            level, last = lax.bitcast_convert_type(level, jnp.float32)[:, None], last[:, None]
+            return pack((keys() > level) | (keys() == level) & (place[None, :] <= last))
 
         return entries(scores.by_rows(part), most * scores.rows)
 
-    words, counts = scores.by_rows(mark)
-    crowded = share.total(jnp.any(counts > 2 * most).astype(jnp.int32)) > 0
+    words = scores.by_rows(mark)
+    crowded = share.total(jnp.any(row_counts(words) > 2 * most).astype(jnp.int32)) > 0
     found = lax.cond(crowded, among_all, lambda: _among_candidates(scores, n, most, words))
     return Selection(found, jnp.int32(ABOVE), 2 + crowded.astype(jnp.int32))
 
 
-def _pivot(keys: Float[Array, "C L"], n, most: int, scores: Scores) -> Float[Array, " C"]:
+def _maxima(keys: Float[Array, "C L"], most: int) -> Float[Array, "C G"]:
+    """Returns each group's largest; at least four groups for each key selected, if they allow it.
+
+    A group's latents are a stride apart, so that maxima are taken of whole vectors.
+    """
+    size = max(1, min(_GROUP, keys.shape[1] // (4 * most)))
+    filled = jnp.pad(keys, ((0, 0), (0, -keys.shape[1] % size)), constant_values=-1.0)
+    return jnp.max(filled.reshape(len(keys), size, -1), axis=1)
+
+
+def _pivot(maxima: Float[Array, "C G"], n, scores: Scores) -> Float[Array, " C"]:
     """Returns what at least `n` scores of each row reach, or all positive ones."""
     share = scores.share
-    size = max(1, min(_GROUP, keys.shape[1] // (4 * most)))
-    # A group's latents are a stride apart: the maximum is one of whole vectors.
-    padded = jnp.pad(keys, ((0, 0), (0, -keys.shape[1] % size)), constant_values=-1.0)
-    maxima = jnp.max(padded.reshape(len(keys), size, -1), axis=1)
     level, _ = cut(maxima, jnp.zeros((1, maxima.shape[1]), jnp.int32), n, share)
     positive = share.total(jnp.sum(maxima > 0, axis=1, dtype=jnp.int32))
     level = jnp.where(positive >= n, level, LOWEST)

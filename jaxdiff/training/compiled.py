@@ -178,8 +178,7 @@ def compile_step(config: DictionaryConfig, train: TrainConfig, like: State, mesh
         step = functools.partial(sparse_step, config=config, train=train, axes=axes, held=held)
         return _guarded(step, state, x, normalization, train)
 
-    # CPUs have memory for the encoder's product, and gain from it.
-    held = mesh.devices.flat[0].platform == "cpu"
+    held = _holds_products(mesh)
     shardings = jax.tree.map(lambda a: a.sharding, like)
     specs = jax.tree.map(lambda s: s.spec, shardings)
     sparse = jax.shard_map(
@@ -191,6 +190,11 @@ def compile_step(config: DictionaryConfig, train: TrainConfig, like: State, mesh
     )
     step = sparse if isinstance(like, RowState) else dense
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding(mesh)))
+
+
+def _holds_products(mesh: Mesh) -> bool:
+    """Tells whether the sparse step holds the encoder's product: CPUs have the memory, and gain."""
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def _guarded(

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from jaxdiff.kernels.bitmap import entries, pack, pack_places, places
-from jaxdiff.kernels.scores import Held, Share
+from jaxdiff.kernels.bitmap import by_index, entries, pack, pack_places, places
+from jaxdiff.kernels.scores import Held, Share, stream
 from jaxdiff.kernels.select import select
+from jaxdiff.kernels.select_rows import select_rows
 
 from jaxdiff.mesh import DATA, LATENT, make_mesh
 
@@ -37,22 +38,34 @@ def marked(found, shape=(ROWS, LATENTS)):
     return mask
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def run(pre, bias, norms, n, near, size=SIZE):
-    return select(Held(pre, bias, norms, Share(jnp.int32(0))), n, size=size, near=near)
+def scores(how, pre, bias, norms, share=None):
+    """Returns scores whose products are `pre`, exactly: the other factor is a unit matrix."""
+    share = Share(jnp.int32(0)) if share is None else share
+    if how == "held":
+        return Held(pre, bias, norms, share)
+    latents = share.first + jnp.arange(norms.size)
+    W = (latents[:, None] == jnp.arange(pre.shape[1])[None, :]).astype(jnp.float32)
+    return stream(pre, W, bias, norms, jnp.ones(norms.size), share, jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "how"))
+def run(pre, bias, norms, n, near, size=SIZE, how="held"):
+    return select(scores(how, pre, bias, norms), n, size=size, near=near)
+
+
+HOW = ("held", "streamed")
 KINDS = ("normal", "ties", "equal", "wide", "sparse")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("near", [1e-30, 1.0, 1e30])
-def test_selects_what_a_stable_sort_selects_from_any_guess(brute_force, kind, near):
+@pytest.mark.parametrize("how", HOW)
+def test_selects_what_a_stable_sort_selects_from_any_guess(brute_force, kind, near, how):
     pre = matrix(kind).astype(np.float32)
     ones = np.ones(LATENTS, np.float32)
     guess = np.float32(near).view(np.int32)
     for n in (0, 1, 17, 150, SIZE):
-        found = run(pre, 0 * ones, ones, jnp.int32(n), jnp.int32(guess))
+        found = run(pre, 0 * ones, ones, jnp.int32(n), jnp.int32(guess), how=how)
         expected = brute_force(pre, n)
         np.testing.assert_array_equal(marked(found.entries), expected)
         if expected.any():
@@ -69,15 +82,15 @@ def test_entries_are_sorted_by_latent_then_row(brute_force):
     np.testing.assert_array_equal(found.offsets, np.searchsorted(latents, np.arange(LATENTS + 1)))
 
 
-def test_scores_are_biased_and_weighted(brute_force):
+@pytest.mark.parametrize("how", HOW)
+def test_scores_are_biased_and_weighted(brute_force, how):
     rng = np.random.default_rng(3)
     pre = matrix("normal", 3).astype(np.float32)
     bias = rng.normal(size=LATENTS).astype(np.float32)
     norms = rng.random(LATENTS).astype(np.float32)
     norms[5] = 0  # A latent without a decoder is never active.
-    found = run(pre, bias, norms, jnp.int32(100), jnp.int32(0x3F800000))
-    scores = (pre + bias) * norms
-    np.testing.assert_array_equal(marked(found.entries), brute_force(scores, 100))
+    found = run(pre, bias, norms, jnp.int32(100), jnp.int32(0x3F800000), how=how)
+    np.testing.assert_array_equal(marked(found.entries), brute_force((pre + bias) * norms, 100))
 
 
 def test_infinity_is_selected_and_nan_is_not():
@@ -98,9 +111,18 @@ def test_a_good_guess_takes_one_pass_and_a_bad_one_more():
     assert int(run(*arguments, exact + (1 << 24), size=512).passes) > 1
 
 
-@pytest.mark.parametrize("mesh_shape", [(1, 2), (2, 2), (1, 8)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_mesh_selects_the_same_set(brute_force, kind, mesh_shape):
+def select_any(scores):
+    return select(scores, jnp.int32(123), size=SIZE, near=jnp.int32(0x3F000000))
+
+
+def select_three(scores):
+    return select_rows(scores, jnp.int32(3), most=3)
+
+
+@pytest.mark.parametrize("how, mesh_shape", [("held", (2, 2)), ("streamed", (1, 8))])
+@pytest.mark.parametrize("kind", ["normal", "ties", "equal"])
+@pytest.mark.parametrize("rule", [select_any, select_three])
+def test_every_mesh_selects_the_same_set(brute_force, kind, how, mesh_shape, rule):
     mesh = make_mesh(*mesh_shape)
     axes = (DATA, LATENT)
     local = LATENTS // mesh.size
@@ -109,25 +131,76 @@ def test_every_mesh_selects_the_same_set(brute_force, kind, mesh_shape):
 
     def part(pre, bias, norms):
         first = jax.lax.axis_index(axes).astype(jnp.int32) * local
-        scores = Held(pre, bias, norms, Share(first, axes))
-        chosen = select(scores, jnp.int32(123), size=SIZE, near=jnp.int32(0x3F000000))
+        chosen = rule(scores(how, pre, bias, norms, Share(first, axes)))
         found = chosen.entries
-        valid = jnp.arange(SIZE, dtype=jnp.int32) < found.offsets[-1]
+        valid = jnp.arange(found.groups.size, dtype=jnp.int32) < found.offsets[-1]
         places = jnp.where(valid, found.indices * LATENTS + found.groups + first, -1)
         return places, chosen.threshold[None]
 
     run = jax.shard_map(
         part,
         mesh=mesh,
-        in_specs=(P(None, axes), P(axes), P(axes)),
+        in_specs=(P(None, axes) if how == "held" else P(), P(axes), P(axes)),
         out_specs=(P(axes), P(axes)),
         check_vma=False,
     )
     places, thresholds = jax.jit(run)(pre, 0 * ones, ones)
     mask = np.zeros(pre.size, bool)
     mask[np.asarray(places)[np.asarray(places) >= 0]] = True
-    np.testing.assert_array_equal(mask.reshape(pre.shape), brute_force(pre, 123))
+    each = brute_force(pre, 123) if rule is select_any else by_row(brute_force, pre, 3)
+    np.testing.assert_array_equal(mask.reshape(pre.shape), each)
     assert len(set(np.asarray(thresholds).tolist())) == 1
+
+
+def by_row(brute_force, keys, n):
+    return np.concatenate([brute_force(row[None], n) for row in keys])
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def run_rows(pre, n, how):
+    ones = jnp.ones(pre.shape[1])
+    return select_rows(scores(how, pre, 0 * ones, ones), n, most=4)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_select_what_a_stable_sort_of_each_selects(brute_force, kind, how):
+    pre = np.tile(matrix(kind), 7)[:, :333].astype(np.float32)  # Groups of 20, filled up.
+    pre[3] = -1.0
+    pre[4, 9:] = -1.0
+    pre[5] = np.nan
+    for n in (1, 3, 4):
+        found = run_rows(pre, jnp.int32(n), how)
+        expected = by_row(brute_force, np.where(np.isnan(pre), 0, pre), n)
+        np.testing.assert_array_equal(marked(found.entries, pre.shape), expected)
+
+
+def test_rows_whose_largest_are_in_one_group_are_selected_all_the_same(brute_force):
+    pre = np.random.default_rng(0).normal(size=(40, 320)).astype(np.float32)
+    pre[:, ::16] += 10.0  # Neighbours of a group of 20 latents are 16 apart.
+    found = run_rows(pre, jnp.int32(4), "held")
+    assert int(found.passes) == 3
+    np.testing.assert_array_equal(marked(found.entries, pre.shape), by_row(brute_force, pre, 4))
+
+
+def test_sums_in_another_order_lose_no_candidate():
+    """Products of bfloat16 factors, whose list is cut by sums in another order."""
+    rng = np.random.default_rng(0)
+    x, W = (rng.normal(size=(n, 96)).astype(np.float32) for n in (64, 128))
+    ones = jnp.ones(128)
+
+    @jax.jit
+    def run(x, W):
+        share, squares = Share(jnp.int32(0)), jnp.sum(jnp.square(W), axis=1)
+        made = stream(x, W, 0 * ones, ones, squares, share, jnp.bfloat16)
+        rows, latents = jnp.divmod(jnp.arange(64 * 128, dtype=jnp.int32), 128)
+        exact = made.values(rows, latents, jnp.int32(rows.size)).reshape(64, 128)
+        found = select(made, jnp.int32(500), size=500, near=jnp.int32(0x3F800000))
+        return exact, found.entries
+
+    exact, found = run(x, W)
+    cut = np.sort(np.asarray(exact), axis=None)[-500]
+    np.testing.assert_array_equal(marked(found, (64, 128)), np.asarray(exact) >= cut)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (31, 5), (32, 8), (65, 3)])
@@ -146,5 +219,11 @@ def test_bit_maps_list_what_was_packed(shape):
         jnp.int32(len(rows)),
         (shape[1], shape[0]),
     )
-    by_row = entries(again, int(mask.sum()) + 3)
-    np.testing.assert_array_equal(marked(by_row, shape[::-1]), mask.T)
+    turned = entries(again, int(mask.sum()) + 3)
+    np.testing.assert_array_equal(marked(turned, shape[::-1]), mask.T)
+    offsets, slots = by_index(found, shape[0])
+    np.testing.assert_array_equal(offsets, turned.offsets)
+    n = len(rows)
+    assert np.all(np.asarray(slots)[n:] == len(slots))
+    np.testing.assert_array_equal(np.asarray(turned.groups)[slots[:n]], found.indices[:n])
+    np.testing.assert_array_equal(np.asarray(turned.indices)[slots[:n]], found.groups[:n])

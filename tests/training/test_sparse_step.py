@@ -37,10 +37,10 @@ def batches(n, seed=0):
         yield (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32)
 
 
-def both(config, train, steps, seed=0):
+def both(config, train, steps, seed=0, held=True):
     """Returns both states and their metrics after some steps from the same start."""
     dense = jax.jit(functools.partial(train_step, config=config, train=train))
-    sparse = jax.jit(functools.partial(sparse_step, config=config, train=train))
+    sparse = jax.jit(functools.partial(sparse_step, config=config, train=train, held=held))
     a = b = None
     infos = []
     for x in batches(steps, seed):
@@ -61,15 +61,26 @@ CASES = {
     ),
     "few dead": ({"dead_after": 300, "aux": 0.5, "aux_k": 90, "code_norm": "none"}, {}),
     "many dead": ({"dead_after": 100, "aux": 0.5, "aux_k": 3}, {}),
+    "rows": ({"activation": "topk", "dead_after": 300, "aux": 0.5, "aux_k": 90}, {}),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_twelve_steps_equal_the_dense_step(case):
+@pytest.mark.parametrize(
+    "case, held",
+    [
+        ("clipped", True),
+        ("annealed", True),
+        ("few dead", False),
+        ("many dead", True),
+        ("many dead", False),
+        ("rows", True),
+    ],
+)
+def test_twelve_steps_equal_the_dense_step(case, held):
     config, train = CASES[case]
     config = settings(**config)
     train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, warmup=3, beta1=0.0, **train)
-    a, b, infos = both(config, train, 12)
+    a, b, infos = both(config, train, 12, held=held)
     for one, other in infos:
         for name in one._fields:
             if name != "passes":
@@ -130,11 +141,15 @@ def test_a_k_that_rounds_up_selects_no_more_than_there_are_slots():
     assert round(float(info.l0) * 100) == 101
 
 
-@pytest.mark.parametrize("shape", [(1, 2), (4, 1), (2, 4)])
-def test_every_mesh_takes_the_same_step(shape):
-    config = settings(dead_after=300, aux=0.5, aux_k=3)
+@pytest.mark.parametrize(
+    "shape, activation, held",
+    [((1, 2), "topk", True), ((4, 1), "batch_topk", True), ((2, 4), "batch_topk", False)],
+)
+def test_every_mesh_takes_the_same_step(monkeypatch, shape, activation, held):
+    config = settings(dead_after=300, aux=0.5, aux_k=3, activation=activation)
     train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, warmup=3, beta1=0.0, step="sparse")
     expected, _ = run_on(make_mesh(1, 1), config, train)
+    monkeypatch.setattr(compiled, "_holds_products", lambda mesh: held)
     found, state = run_on(make_mesh(*shape), config, train)
     for one, other in zip(expected, found, strict=True):
         assert other.l0 == one.l0
