@@ -4,9 +4,9 @@ from jaxtyping import Array, Float, Int32
 
 from ..dispatch import Implementation, dispatch
 from . import xla
-from .rule import Schedule, Table, update_rows
+from .rule import Schedule, Table, move, update_rows
 
-__all__ = ["Schedule", "Table", "row_adam", "row_squares", "update_rows"]
+__all__ = ["Schedule", "Table", "move", "row_adam", "row_squares", "update_rows"]
 
 
 def row_adam(
@@ -17,6 +17,7 @@ def row_adam(
     weights: tuple[Float[Array, " n"], ...],
     offsets: Int32[Array, " _"],
     schedule: Schedule,
+    pulls: tuple[Float[Array, "L _"] | None, ...] | None = None,
     *,
     implementation: Implementation | None = None,
 ) -> tuple[Table, ...]:
@@ -34,6 +35,9 @@ def row_adam(
         weights: Weight of each entry, for each table.
         offsets: Where each row's entries start, and where the last one's end, [L + 1].
         schedule: How this step moves rows.
+        pulls: For each table None, or factors of G equal parts of each row, [L, G], as many as
+            `squares` has: the row's parts times them are added to its gradient. It is the gradient
+            of a penalty of norms.
         implementation: `xla`, `pallas_tpu`, `pallas_gpu`, or None for the platform's.
 
     Returns:
@@ -45,7 +49,8 @@ def row_adam(
     from . import gpu, tpu
 
     known = {"xla": xla.row_adam, "pallas_tpu": tpu.row_adam, "pallas_gpu": gpu.row_adam}
-    operands = tables, last, sources, indices, weights, offsets, schedule
+    pulls = (None,) * len(tables) if pulls is None else pulls
+    operands = tables, last, sources, indices, weights, offsets, schedule, pulls
     return dispatch(known, implementation, *operands)
 
 

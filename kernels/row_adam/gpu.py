@@ -26,6 +26,7 @@ def row_adam(
     weights: tuple[Float[Array, " n"], ...],
     offsets: Int32[Array, " _"],
     schedule: Schedule,
+    pulls: tuple[Float[Array, "L _"] | None, ...],
     *,
     interpret: Any = None,
 ) -> tuple[Table, ...]:
@@ -34,19 +35,20 @@ def row_adam(
     Tables of which a part of a row is no multiple of 128 wide are left to XLA.
     """
     moved = []
-    for table, source, some in zip(tables, sources, weights, strict=True):
+    for table, source, some, pull in zip(tables, sources, weights, pulls, strict=True):
         parts = 1 if table.squares is None else table.squares.shape[1]
         if source.shape[1] % (parts * lists.THREADS):
-            moved += xla.row_adam((table,), last, (source,), indices, (some,), offsets, schedule)
+            listed = (source,), indices, (some,), offsets
+            moved += xla.row_adam((table,), last, *listed, schedule, (pull,))
         else:
             listed = source, indices, some.astype(jnp.float32), offsets
-            moved.append(_update(table, last, listed, schedule, interpret=interpret))
+            moved.append(_update(table, last, listed, schedule, pull, interpret=interpret))
     return tuple(moved)
 
 
 # References to a memory exist in a compiled function alone.
 @functools.partial(jax.jit, static_argnames="interpret")
-def _update(table: Table, last, listed, schedule: Schedule, *, interpret) -> Table:
+def _update(table: Table, last, listed, schedule: Schedule, pull, *, interpret) -> Table:
     rows, width = table.params.shape
     parts = 1 if table.squares is None else table.squares.shape[1]
     piece = lists.piece(width // parts)
@@ -55,15 +57,21 @@ def _update(table: Table, last, listed, schedule: Schedule, *, interpret) -> Tab
     since, step = schedule.step - last, jnp.stack([schedule.step])
     factors = jnp.stack([schedule.rate, schedule.scale])
 
+    pulls = () if pull is None else (pull,)
+
     def kernel(source, indices, weights, offsets, since, step, factors, *refs):
-        table, row = Table(*refs), lax.axis_index("row")
+        own, table = refs[: len(pulls)], Table(*refs[len(pulls) :])
+        row = lax.axis_index("row")
         start, stop = offsets[row], offsets[row + 1]
 
         def move(at, square):
             columns = pl.ds(at * piece, piece)
             total = lists.add_up(source, indices, weights, start, stop, columns)
+            params = table.params[row, columns]
+            if own:
+                total += own[0][row, lax.div(at, pieces)] * params
             params, moment = adam(
-                table.params[row, columns],
+                params,
                 table.moment[row, columns],
                 factors[1] * total,
                 since=since[row],
@@ -93,7 +101,7 @@ def _update(table: Table, last, listed, schedule: Schedule, *, interpret) -> Tab
         compiler_params=lists.PARAMS,
         interpret=interpret,
     )
-    run(*listed, since, step, factors, *(ref for ref in refs if ref is not None))
+    run(*listed, since, step, factors, *pulls, *(ref for ref in refs if ref is not None))
     return jax.tree.map(jax.freeze, refs)
 
 

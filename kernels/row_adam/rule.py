@@ -74,12 +74,42 @@ class Schedule(NamedTuple):
     scale: Float[Array, ""]
 
 
+def move(
+    rows: Table,
+    gradient: Float[Array, "T D"],
+    since: Int32[Array, " T"],
+    schedule: Schedule,
+    pull: Float[Array, "T G"] | None = None,
+) -> Table:
+    """Returns rows after a step.
+
+    Args:
+        rows: Rows, all of a table or some.
+        gradient: Their gradient.
+        since: Steps since each was last touched, this one included [steps].
+        schedule: How this step moves them.
+        pull: Where given, `pull[t, g]` times part g of the row itself is added to its gradient.
+    """
+    if pull is not None:
+        own = rows.params.reshape(*pull.shape, -1) * pull[:, :, None]
+        gradient = gradient + own.reshape(gradient.shape)
+    step, rate, scale = schedule
+    since = since[:, None]
+    moved = adam(rows.params, rows.moment, scale * gradient, since=since, step=step, rate=rate)
+    new = Table(*moved)
+    if rows.squares is not None:
+        parts = new.params.reshape(*rows.squares.shape, -1)
+        new = new._replace(squares=jnp.sum(jnp.square(parts), axis=-1))
+    return jax.tree.map(lambda a, b: b.astype(a.dtype), rows, new)
+
+
 def update_rows(
     table: Table,
     rows: Int32[Array, " T"],
     gradient: Float[Array, "T D"],
     last: Int32[Array, " L"],
     schedule: Schedule,
+    pull: Float[Array, "L G"] | None = None,
 ) -> Table:
     """Updates listed rows, all different; those out of range are left out.
 
@@ -89,19 +119,13 @@ def update_rows(
         gradient: Their gradient.
         last: Step that last touched each row, 0 for none [steps].
         schedule: How this step moves them.
+        pull: As in `move`, of all rows.
     """
-    step, rate, scale = schedule
-    since = (step - last.at[rows].get(mode="clip"))[:, None]
-    value = table.params.at[rows].get(mode="clip")
-    moment = table.moment.at[rows].get(mode="clip")
-    params, moment = adam(value, moment, scale * gradient, since=since, step=step, rate=rate)
-    new = Table(params, moment)
-    if table.squares is not None:
-        parts = params.reshape(*rows.shape, table.squares.shape[1], -1)
-        new = new._replace(squares=jnp.sum(jnp.square(parts), axis=-1))
+    some, since, pulls = jax.tree.map(
+        lambda a: a.at[rows].get(mode="clip"), (table, schedule.step - last, pull)
+    )
 
     def put(everything, some):
-        some = some.astype(everything.dtype)
         return everything.at[rows].set(some, mode="drop", unique_indices=True)
 
-    return jax.tree.map(put, table, new)
+    return jax.tree.map(put, table, move(some, gradient, since, schedule, pulls))

@@ -31,6 +31,7 @@ def row_adam(
     weights: tuple[Float[Array, " n"], ...],
     offsets: Int32[Array, " _"],
     schedule: Schedule,
+    pulls: tuple[Float[Array, "L _"] | None, ...],
     *,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> tuple[Table, ...]:
@@ -49,22 +50,26 @@ def row_adam(
             since,
             schedule.step,
             factors,
+            pull,
             interpret,
         )
-        for table, source, some in zip(tables, sources, weights, strict=True)
+        for table, source, some, pull in zip(tables, sources, weights, pulls, strict=True)
     )
 
 
-def _update(table: Table, given: lists.Listed, offsets, since, step, factors, interpret) -> Table:
+def _update(
+    table: Table, given: lists.Listed, offsets, since, step, factors, pull, interpret
+) -> Table:
     rows, width = table.params.shape
+    pulls = [] if pull is None else [pull]
     here = lists.blocks(rows, _BLOCK)
     since = jnp.pad(since, (0, -rows % _BLOCK)).reshape(-1, 1, _BLOCK)
     streamed = [a for a in table if a is not None]
     specs = [pl.BlockSpec((_BLOCK, a.shape[1]), here.index) for a in streamed]
-    held = sum(4 * _BLOCK * max(a.shape[1], _LANES) * a.dtype.itemsize for a in streamed)
+    held = sum(4 * _BLOCK * max(a.shape[1], _LANES) * a.dtype.itemsize for a in [*streamed, *pulls])
     limit = held + (_BLOCK + 4 * _TILE) * width * 4 + lists.scratch_bytes(given.source) + 2**22
     out = pl.pallas_call(
-        functools.partial(_kernel, here=here, streamed=len(streamed)),
+        functools.partial(_kernel, here=here, streamed=len(streamed), pulled=pull is not None),
         out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in streamed],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
@@ -72,6 +77,7 @@ def _update(table: Table, given: lists.Listed, offsets, since, step, factors, in
             in_specs=[
                 *[pl.BlockSpec(memory_space=pl.ANY)] * 3,
                 pl.BlockSpec((1, 1, _BLOCK), lambda *at: (*here.index(*at), 0)),
+                *[pl.BlockSpec((_BLOCK, a.shape[1]), here.index) for a in pulls],
                 *specs,
             ],
             out_specs=specs,
@@ -80,7 +86,7 @@ def _update(table: Table, given: lists.Listed, offsets, since, step, factors, in
                 *lists.scratch(given.source),
             ],
         ),
-        input_output_aliases={7 + i: i for i in range(len(streamed))},
+        input_output_aliases={7 + len(pulls) + i: i for i in range(len(streamed))},
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=limit
         ),
@@ -90,22 +96,23 @@ def _update(table: Table, given: lists.Listed, offsets, since, step, factors, in
         ),
         interpret=interpret,
         name="row_adam",
-    )(offsets, jnp.stack([step]), factors, *given, since, *streamed)
+    )(offsets, jnp.stack([step]), factors, *given, since, *pulls, *streamed)
     return Table(*out)
 
 
-def _kernel(offsets, step, factors, *refs, here, streamed):
+def _kernel(offsets, step, factors, *refs, here, streamed, pulled):
     given, (since, *refs) = lists.Listed(*refs[:3]), refs[3:]
+    pull, *refs = refs if pulled else (None, *refs)
     old, new = Table(*refs[:streamed]), Table(*refs[streamed : 2 * streamed])
     gradient, *held = refs[2 * streamed :]
 
     def move():
-        _step(old, new, gradient, since[0], step[0], factors)
+        _step(old, new, gradient, since[0], step[0], factors, pull)
 
     lists.add_up_block(given, lists.Scratch(*held), offsets, gradient, here, after=move)
 
 
-def _step(old: Table, new: Table, gradient, since, step, factors) -> None:
+def _step(old: Table, new: Table, gradient, since, step, factors, pull) -> None:
     """Applies Adam's rule to a block; gradients of rows without slots are left-overs."""
     steps = jnp.broadcast_to(since, (_LANES, _BLOCK)).T
 
@@ -115,10 +122,13 @@ def _step(old: Table, new: Table, gradient, since, step, factors) -> None:
         column = steps[at : at + _TILE, :1]
         touched = column > 0
         params, moment = old.params[rows, :], old.moment[rows, :]
+        total = gradient[rows, :]
+        if pull is not None:
+            total += _own(params, pull[rows, :])
         moved, second = adam(
             params,
             moment,
-            factors[1] * gradient[rows, :],
+            factors[1] * total,
             since=jnp.maximum(column, 1),
             step=jnp.full((1, 1), step),
             rate=factors[0],
@@ -130,6 +140,14 @@ def _step(old: Table, new: Table, gradient, since, step, factors) -> None:
         new.moment[rows, :] = second.astype(moment.dtype)
         if old.squares is not None and new.squares is not None:
             new.squares[rows, :] = _squares(moved, old.squares[rows, :], touched)
+
+
+def _own(params, pull):
+    """Returns rows of which each part is multiplied by a number of its own."""
+    parts = pull.shape[1]
+    each = params.shape[1] // parts
+    pieces = [params[:, i * each : (i + 1) * each] * pull[:, i : i + 1] for i in range(parts)]
+    return jnp.concatenate(pieces, axis=1)
 
 
 def _squares(moved, squares, touched):

@@ -15,13 +15,14 @@ def row_adam(
     weights: tuple[Float[Array, " n"], ...],
     offsets: Int32[Array, " _"],
     schedule: Schedule,
+    pulls: tuple[Float[Array, "L G"] | None, ...],
 ) -> tuple[Table, ...]:
     """Updates the rows that have slots; see `jaxdiff.kernels.row_adam`."""
 
     def take(tables, rows, gradients):
         return tuple(
-            update_rows(table, rows, gradient, last, schedule)
-            for table, gradient in zip(tables, gradients, strict=True)
+            update_rows(table, rows, gradient, last, schedule, pull)
+            for table, gradient, pull in zip(tables, gradients, pulls, strict=True)
         )
 
     layout = lay_out(offsets, indices.size)

@@ -49,12 +49,13 @@ def test_row_adam_lowers(dtype):
     source, indices, weights, offsets = row_list(ROWS, LATENTS)
 
     def step(table, last, step, rate, *given):
-        source, indices, weights, offsets = given
+        source, indices, weights, offsets, pull = given
         how = Schedule(step, rate, rate)
-        return row_adam((table,), last, (source,), indices, (weights,), offsets, how)
+        return row_adam((table,), last, (source,), indices, (weights,), offsets, how, (pull,))
 
     numbers = array(LATENTS, dtype=jnp.int32), array(dtype=jnp.int32), array()
-    text = lowered(step, tables, *numbers, source, indices, weights, offsets)
+    pull = array(LATENTS, 2)
+    text = lowered(step, tables, *numbers, source, indices, weights, offsets, pull)
     assert "mosaic_gpu" in text
 
 
@@ -92,7 +93,7 @@ def test_row_adam(draw, float64_sums):
     rng = np.random.default_rng(0)
     params, moment = rng.normal(size=(3, 256)), rng.random((3, 256))
     moment[1] = 0
-    squares = np.full((3, 2), -1.0)
+    squares, pull = np.full((3, 2), -1.0), rng.normal(size=(3, 2))
     (moved,) = adam_gpu.row_adam(
         (Table(*(jnp.asarray(a, jnp.float32) for a in (params, moment, squares))),),
         jnp.asarray([1, 2, 3], jnp.int32),
@@ -101,10 +102,11 @@ def test_row_adam(draw, float64_sums):
         (given.weights,),
         given.offsets,
         Schedule(jnp.int32(5), jnp.float32(0.1), jnp.float32(0.7)),
+        (jnp.asarray(pull, jnp.float32),),
         interpret=SIMULATED,
     )
     touched = (np.diff(np.asarray(given.offsets)) > 0)[:, None]
-    gradient = 0.7 * float64_sums(given)
+    gradient = 0.7 * (float64_sums(given) + np.repeat(pull, 128, axis=1) * params)
     second = 0.999 ** np.array([[4], [3], [2]]) * moment + 0.001 * gradient**2
     stepped = params - 0.1 * gradient / (np.sqrt(second / (1 - 0.999**5)) + 1e-8)
     params = np.where(touched, stepped, params)

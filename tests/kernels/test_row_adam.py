@@ -32,22 +32,23 @@ def setting(given, parts, dtype=jnp.float32):
     return table, jnp.asarray(rng.integers(0, STEP, rows), jnp.int32)
 
 
-def alone(table, last, given):
+def alone(table, last, given, pull=None):
     """Returns the operands of one table."""
     indices, weights, offsets = given[1:]
-    return (table,), last, (given.source,), indices, (weights,), offsets, SCHEDULE
+    return (table,), last, (given.source,), indices, (weights,), offsets, SCHEDULE, (pull,)
 
 
-def move(name, table, last, given):
-    (moved,) = IMPLEMENTATIONS[name](*alone(table, last, given))
+def move(name, table, last, given, pull=None):
+    (moved,) = IMPLEMENTATIONS[name](*alone(table, last, given, pull))
     return moved
 
 
-def expected(table, last, given, sums):
+def expected(table, last, given, sums, pull=None):
     """Adam with beta1 = 0 on the rows that have entries."""
     touched = np.diff(np.asarray(given.offsets)) > 0
-    gradient = SCALE * sums(given)
     params = np.asarray(table.params, np.float64)
+    own = 0.0 if pull is None else np.repeat(pull, params.shape[1] // pull.shape[1], 1) * params
+    gradient = SCALE * (sums(given) + own)
     moment = np.asarray(table.moment.astype(jnp.float32), np.float64)
     decay = 0.999 ** (STEP - np.asarray(last, np.float64))[:, None]
     second = decay * moment + 0.001 * gradient**2
@@ -74,8 +75,11 @@ def test_values(draw, float64_sums, name, case):
     shape, parts, dtype, skewed = CASES[case]
     given = draw(*shape, skewed=skewed)
     table, last = setting(given, parts, dtype)
-    params, moment, touched = expected(table, last, given, float64_sums)
-    moved = move(name, table, last, given)
+    pull = None
+    if parts:
+        pull = np.random.default_rng(1).normal(size=(len(last), parts)).astype(np.float32)
+    params, moment, touched = expected(table, last, given, float64_sums, pull)
+    moved = move(name, table, last, given, None if pull is None else jnp.asarray(pull))
     np.testing.assert_allclose(moved.params, params, atol=1e-5)
     precision = 1e-2 if dtype == jnp.bfloat16 else 2e-6
     np.testing.assert_allclose(moved.moment.astype(jnp.float32), moment, rtol=precision, atol=1e-6)
@@ -108,6 +112,7 @@ def test_several_tables(draw, float64_sums):
         (wide.weights, narrow.weights),
         wide.offsets,
         SCHEDULE,
+        (None, None),
         interpret=True,
     )
     narrow = wide._replace(source=narrow.source, weights=narrow.weights)

@@ -54,12 +54,12 @@ def test_row_adam(on_tpu, moment, source):
     table = Table(on_tpu((LATENTS, WIDTH)), on_tpu((LATENTS, WIDTH), moment), on_tpu((LATENTS, 2)))
     x, indices, weights, offsets = row_list(on_tpu, ROWS, LATENTS, dtype=source)
 
-    def step(table, last, x, indices, weights, offsets, step, rate, scale):
+    def step(table, last, x, indices, weights, offsets, step, rate, scale, pull):
         how = Schedule(step, rate, scale)
-        return row_adam((table,), last, (x,), indices, (weights,), offsets, how)
+        return row_adam((table,), last, (x,), indices, (weights,), offsets, how, (pull,))
 
     last, numbers = on_tpu((LATENTS,), jnp.int32), [on_tpu((), jnp.int32), on_tpu(()), on_tpu(())]
-    operands = last, x, indices, weights, offsets, *numbers
+    operands = last, x, indices, weights, offsets, *numbers, on_tpu((LATENTS, 2))
     size = LATENTS * WIDTH * (4 + jnp.dtype(moment).itemsize)
     moved = 2 * size + ENTRIES * WIDTH * jnp.dtype(source).itemsize
     memory = compiled(step, table, *operands, donate=0, moved=moved)
