@@ -1,10 +1,14 @@
 """The command line: thin; every command is one function of a package."""
 
 import argparse
+import contextlib
 import json
 import logging
+import os
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,8 @@ _FEED = (
     "--json FILE keeps the figures"
 )
 _NO_NULL = "--no-null-pair"
+_GRACE = 30.0
+"""Time for the other processes to fail in the same way, before this one leaves [seconds]."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -162,7 +168,8 @@ def _stage(known: argparse.Namespace, rest: list[str]) -> int:
     from jaxdiff import pipeline
 
     name = "run" if known.command == "quickstart" else known.command
-    result = getattr(pipeline, name)(settings)
+    with _leaving():
+        result = getattr(pipeline, name)(settings)
     if name in ("run", "report"):
         pipeline.summarize(settings, result)
     return 0
@@ -196,6 +203,25 @@ def _join(known: argparse.Namespace) -> None:
             fix="check that the coordinator can be reached, or give --coordinator HOST:PORT "
             "--processes N --process I",
         ) from None
+
+
+@contextlib.contextmanager
+def _leaving() -> Iterator[None]:
+    """Where one of several processes fails, ends it although the others go on.
+
+    On the way out JAX waits minutes for them to end too, while they wait for this one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        import jax
+
+        if jax.process_count() > 1:
+            code = error.code if isinstance(error, JaxdiffError) else 1
+            last = threading.Timer(_GRACE, os._exit, (code,))
+            last.daemon = True
+            last.start()
+        raise
 
 
 def _settings(known: argparse.Namespace, rest: list[str], about: str) -> RunConfig:

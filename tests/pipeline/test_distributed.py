@@ -1,13 +1,15 @@
 """A run on two processes, and what the command line says where they cannot find each other."""
 
 import json
+import os
+import queue
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from jaxdiff import cli, config
+from jaxdiff import cli, config, pipeline
 from jaxdiff.dictionaries import load
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.pipeline._harvest import _token_batches
@@ -74,6 +76,25 @@ def test_processes_that_cannot_join(capsys, monkeypatch, words, message):
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
     assert cli.main(["train", "quickstart", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_that_fails_does_not_wait_for_the_others_for_ever(monkeypatch, capsys, processes):
+    left = queue.Queue()
+
+    def fail(settings):
+        raise JaxdiffError("no space left")
+
+    monkeypatch.setattr(pipeline, "train", fail)
+    monkeypatch.setattr(cli, "_GRACE", 0.0)
+    monkeypatch.setattr(os, "_exit", left.put)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    assert cli.main(["train", "quickstart"]) == 2
+    assert capsys.readouterr().err == "jaxdiff: no space left\n"
+    if processes == 1:
+        assert left.empty()
+    else:
+        assert left.get(timeout=60) == 2
 
 
 def test_rows_of_text_that_processes_cannot_share(monkeypatch):
