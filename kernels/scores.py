@@ -65,10 +65,14 @@ class Held(NamedTuple):
 
     def marks(self, pivot: Float[Array, ""]) -> tuple[UInt32[Array, "W L"], Int32[Array, ""]]:
         """Returns a map of the scores that reach a pivot, and how many do."""
+        words = self.reaching(pivot)
+        return words, places(words)
+
+    def reaching(self, pivot: Float[Array, ""]) -> UInt32[Array, "W L"]:
+        """Returns a map of the scores that reach a pivot."""
         # The barrier keeps scores inside of a loop over pivots: one pass, and no array of them.
         bias, norms, pivot = lax.optimization_barrier((self.bias, self.norms, pivot))
-        words = pack((self.pre + bias[None, :]) * norms[None, :] >= pivot)
-        return words, places(words)
+        return pack((self.pre + bias[None, :]) * norms[None, :] >= pivot)
 
     def below(self, pivot: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """Returns what every score reaches that may be among n, if n scores reach a pivot."""
@@ -131,6 +135,11 @@ class Streamed(NamedTuple):
         """
         operands = self.x, self.W, self.bias, self.norms, self.below(pivot), pivot
         return encode_marks(*operands, dtype=self.dtype)
+
+    def reaching(self, pivot: Float[Array, ""]) -> UInt32[Array, "W L"]:
+        """Returns a map of the scores whose products reach a pivot."""
+        operands = self.x, self.W, self.bias, self.norms, pivot, pivot
+        return encode_marks(*operands, dtype=self.dtype)[0]
 
     def below(self, pivot: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """Returns what the product of every score reaches that may be among n, if n products do.

@@ -13,7 +13,7 @@ from jaxdiff.config import DictionaryConfig
 from jaxdiff.dictionaries.selection import Codes
 
 # Scale of f N in the tanh of transformer-circuits.pub, January 2025.
-_TANH_SCALE = 4.0
+TANH_SCALE = 4.0
 
 
 def jump(codes: Codes, threshold: Float[Array, " L"], bandwidth: float) -> Float[Array, "B L"]:
@@ -48,7 +48,7 @@ def sparsity(
     if config.activation != "jumprelu":
         terms = jnp.where(codes.keep, codes.keys, 0.0)
     elif config.penalty == "tanh":
-        terms = jnp.tanh(_TANH_SCALE * active * norms[None])
+        terms = jnp.tanh(TANH_SCALE * active * norms[None])
     else:
         terms = codes.keep.astype(jnp.float32)
         terms += _through(-_window(codes, threshold, config.bandwidth), threshold)

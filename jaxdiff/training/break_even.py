@@ -2,7 +2,7 @@
 
 After the encoder, which both share, the dense step does four products of `[B, L]` with `[L, M D]`
 and the sparse step four passes over the selected entries. One of each is timed, in the shapes of
-the run.
+the run; where a penalty decides how many entries there are, with as many as a list holds.
 """
 
 import time
@@ -19,6 +19,7 @@ from jaxdiff.dictionaries.dictionary import accumulation
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.progress import log
 from jaxdiff.training.compiled import is_sparse
+from jaxdiff.training.penalised_step import slots_of
 
 _REPEATS = 3
 
@@ -44,7 +45,10 @@ def faster_step(
     if train.step == "sparse":
         return "sparse"
     latents, width = config.latents // mesh.size, shape[0] * shape[1]
-    dense, sparse = _times(latents, width, train, round(config.k * train.batch / mesh.size))
+    entries = round(config.k * train.batch / mesh.size)
+    if config.penalised:
+        entries = slots_of(train.batch, latents)
+    dense, sparse = _times(latents, width, train, entries)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -18,6 +18,7 @@ from jaxdiff.dictionaries.constraints import constrain
 from jaxdiff.dictionaries.dictionary import Dictionary
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.mesh import DATA, LATENT, data_parts, sharding
+from jaxdiff.training.penalised_step import penalised_step
 from jaxdiff.training.rows import RowState, to_dictionary, to_rows
 from jaxdiff.training.sparse_step import sparse_step
 from jaxdiff.training.state import TrainState, init_state
@@ -33,7 +34,7 @@ _DENSE: dict[str, tuple] = {
 }
 # In the sparse step each device sees the whole batch and has latents of its own.
 _SPARSE: dict[str, tuple] = dict.fromkeys(
-    ("W_enc", "b_enc", "W_dec", "last", "idle"), ((DATA, LATENT),)
+    ("W_enc", "b_enc", "W_dec", "threshold", "last", "idle"), ((DATA, LATENT),)
 )
 
 # Settings of the dictionary that the sparse step does not know, unless they are left alone.
@@ -52,9 +53,10 @@ def is_sparse(config: DictionaryConfig, train: TrainConfig) -> bool:
     wanted = {
         "dictionary.activation": (
             config.activation,
-            config.activation in ("batch_topk", "topk"),
+            config.activation in ("batch_topk", "topk", "relu", "jumprelu"),
         ),
         "dictionary.code_norm": (config.code_norm, config.code_norm != "decoupled"),
+        "dictionary.pre_penalty": (config.pre_penalty, config.pre_penalty == 0),
         "train.beta1": (train.beta1, train.beta1 == 0),
     }
     for name in _DENSE_ONLY:
@@ -65,13 +67,13 @@ def is_sparse(config: DictionaryConfig, train: TrainConfig) -> bool:
         raise JaxdiffError(
             f"the sparse step cannot be taken with {', '.join(wrong)}",
             where="train.step",
-            fix="it needs a plain batch_topk or topk, a code norm that is not decoupled and "
-            "beta1 = 0; or let train.step be auto",
+            fix="it needs a plain batch_topk, topk, relu or jumprelu, a code norm that is not "
+            "decoupled and beta1 = 0; or let train.step be auto",
         )
     return train.step != "dense" and not wrong
 
 
-def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
+def state_shardings(state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """Returns the sharding of every leaf of a training state.
 
     Latents are split, over the axis `latent` or, in the state of the sparse step, over all
@@ -125,7 +127,10 @@ def put(x: Float[HostOrDevice, "B M D"], mesh: Mesh) -> Float[Array, "B M D"]:
 
 
 def compile_init(
-    config: DictionaryConfig, train: TrainConfig, shape: tuple[int, int], mesh: Mesh
+    config: DictionaryConfig,
+    train: TrainConfig,
+    shape: tuple[int, int],
+    mesh: Mesh | AbstractMesh,
 ) -> tuple[Callable[..., State], State]:
     """Returns the jitted `(x, normalization, key=) -> state`, and the state's shapes and shardings.
 
@@ -175,7 +180,8 @@ def compile_step(config: DictionaryConfig, train: TrainConfig, like: State, mesh
         # A sum over one device would still be a copy.
         axes = (DATA, LATENT) if mesh.size > 1 else ()
         x = lax.all_gather(x, DATA, tiled=True) if axes else x
-        step = functools.partial(sparse_step, config=config, train=train, axes=axes, held=held)
+        rule = penalised_step if config.penalised else sparse_step
+        step = functools.partial(rule, config=config, train=train, axes=axes, held=held)
         return _guarded(step, state, x, normalization, train)
 
     held = _holds_products(mesh)

@@ -24,12 +24,14 @@ class Tables(NamedTuple):
         b_enc: Encoder bias, [L, 1].
         W_dec: Decoder, [L, M D], with the squared norm of each row in each model, [L, M].
         b_dec: Decoder bias, [1, M D].
+        threshold: Logarithm of the thresholds, [L, 1], of jumprelu alone.
     """
 
     W_enc: Table
     b_enc: Table
     W_dec: Table
     b_dec: Table
+    threshold: Table | None = None
 
 
 class RowState(NamedTuple):
@@ -65,7 +67,8 @@ def to_rows(state: TrainState, train: TrainConfig) -> RowState:
         return Table(params, moment.astype(dtype))
 
     latents = state.idle.size
-    rows = {"W_enc": latents, "b_enc": latents, "W_dec": latents, "b_dec": 1}
+    names = ("W_enc", "b_enc", "W_dec", "threshold")
+    rows = dict.fromkeys(names, latents) | {"b_dec": 1}
     params = state.params
     return RowState(
         tables=Tables(
@@ -75,6 +78,7 @@ def to_rows(state: TrainState, train: TrainConfig) -> RowState:
             b_enc=table("b_enc"),
             W_dec=table("W_dec")._replace(squares=jnp.sum(jnp.square(params.W_dec), axis=-1)),
             b_dec=table("b_dec"),
+            threshold=table("threshold") if params.activation == "jumprelu" else None,
         ),
         last=jnp.full_like(state.idle, state.step),
         step=state.step,
@@ -85,15 +89,18 @@ def to_rows(state: TrainState, train: TrainConfig) -> RowState:
 
 
 def to_dictionary(tables: Tables, config: DictionaryConfig, shape: tuple[int, int]) -> Dictionary:
-    """Returns the parameters as a dictionary, its threshold 0."""
+    """Returns the parameters as a dictionary; the threshold is 0, except for jumprelu."""
     latents = tables.b_enc.params.shape[0]
+    threshold = jnp.zeros(())
+    if tables.threshold is not None:
+        threshold = jnp.exp(tables.threshold.params[:, 0])
     return Dictionary(
         W_enc=jnp.moveaxis(tables.W_enc.params.reshape(latents, *shape), 0, -1),
         b_enc=tables.b_enc.params[:, 0],
         W_dec=tables.W_dec.params.reshape(latents, *shape),
         b_dec=tables.b_dec.params.reshape(shape),
-        threshold=jnp.zeros(shape[:1] if config.code_norm == "decoupled" else ()),
-        activation="batch_topk",
+        threshold=threshold,
+        activation=config.activation,
         k=config.k,
         code_norm=config.code_norm,
     )

@@ -4,30 +4,31 @@ Latents, with their parameters and moments, are split over all devices; each dev
 batch. So what crosses devices is activations (the batch and its reconstruction) and counts.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.aux_k import dead_latents
-from jaxdiff.dictionaries.dictionary import combined_norms
-from jaxdiff.dictionaries.loss import Parts, reconstruction_loss, squares_by_model
-from jaxdiff.kernels.bitmap import by_index
-from jaxdiff.kernels.encode_marks.xla import product
+from jaxdiff.dictionaries.loss import Parts, squares_by_model
 from jaxdiff.kernels.gathered_dots import gathered_dots
-from jaxdiff.kernels.row_adam import Schedule, row_adam, row_squares, update_rows
-from jaxdiff.kernels.scores import Held, Scores, Share, stream
+from jaxdiff.kernels.row_adam import Schedule, row_adam, row_squares
+from jaxdiff.kernels.scores import Scores
 from jaxdiff.kernels.select import Selection, select
 from jaxdiff.kernels.select_rows import select_rows
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.training import revival
+from jaxdiff.training.listed import (
+    Codes,
+    in_both_orders,
+    move_bias,
+    reconstruct,
+    schedule_of,
+    scores_of,
+)
 from jaxdiff.training.rows import RowState, Tables
 from jaxdiff.training.sparsity import annealed_k, l1_weight
-from jaxdiff.training.state import learning_rate
 from jaxdiff.training.step import Info, idle_after, summarize
 
 
@@ -59,27 +60,23 @@ def sparse_step(
     """
     tables, k = state.tables, annealed_k(config, state.step)
     rows = x.reshape(x.shape[0], -1)
-    scores = _scores(state, rows, config, train, axes, held)
+    scores = scores_of(state, rows, config, train, axes, held)
     total = scores.share.total
-    codes = _encode(scores, _select(scores, k, state.near, config))
+    selection = _select(scores, k, state.near, config)
+    found = selection.entries
+    values = scores.values(found.indices, found.groups, found.offsets[-1])
+    codes = in_both_orders(found, values, x.shape[0])
     guess = total(weighted_gather(tables.W_dec.params, *codes.by_row))
-    error = x - (guess + tables.b_dec.params).reshape(x.shape)
-    squared, cross = config.loss == "mse", config.cross
-    objective = functools.partial(reconstruction_loss, squared=squared, cross=cross)
-    reconstruction, pulled = jax.value_and_grad(objective)(error)
-    gradient = _gradient(tables, codes, rows, -pulled.reshape(rows.shape))
+    error, reconstruction, slope = reconstruct(x, guess, tables.b_dec.params, config)
+    gradient = _gradient(tables, codes, rows, slope)
 
-    fired = codes.selection.entries.offsets[1:] > codes.selection.entries.offsets[:-1]
+    fired = found.offsets[1:] > found.offsets[:-1]
     dead = dead_latents(fired, state.idle, x.shape[0], config) & (config.aux > 0)
     revived = revival.revive(tables.W_dec.params, scores, dead, error, config=config)
     squares = row_squares(gradient.sources, gradient.rows, gradient.weights, gradient.offsets)
     squares = squares + revival.squares(revived, tables.W_dec.params, rows)
     norm = jnp.sqrt(total(squares) + jnp.sum(jnp.square(gradient.b_dec)))
-    schedule = Schedule(
-        step=state.step + 1,
-        rate=jnp.asarray(learning_rate(config, train)(state.step)),
-        scale=jnp.minimum(1.0, train.clip / norm) if train.clip else jnp.ones(()),
-    )
+    schedule = schedule_of(state, norm, config, train)
     tables = _apply(state, gradient, schedule)
     tables = revival.apply(revived, tables, state.last, rows, schedule)
     idle = idle_after(state.idle, fired, x.shape[0])
@@ -89,24 +86,12 @@ def sparse_step(
         step=schedule.step,
         idle=idle,
         l1=state.l1,
-        near=codes.selection.threshold,
+        near=selection.threshold,
     )
     parts = _parts(x, error, codes, fired, reconstruction, revived.loss, scores, config)
     dead = total(jnp.sum(idle >= config.dead_after, dtype=jnp.int32))
     l1 = l1_weight(config, state.l1, state.step)
-    info = summarize(parts, dead, norm, k, l1, config, passes=codes.selection.passes)
-    return new, info
-
-
-class _Codes(NamedTuple):
-    """Selected entries in both orders, with their values.
-
-    `by_row` holds latents, values and offsets, as `weighted_gather` takes them.
-    """
-
-    selection: Selection
-    values: Float[Array, " N"]
-    by_row: tuple[Array, Array, Array]
+    return new, summarize(parts, dead, norm, k, l1, config, passes=selection.passes)
 
 
 class _Gradient(NamedTuple):
@@ -123,18 +108,6 @@ class _Gradient(NamedTuple):
     b_dec: Float[Array, " MD"]
 
 
-def _scores(state: RowState, x, config, train, axes, held: bool) -> Scores:
-    dtype, (W_enc, b_enc, W_dec, _) = jnp.dtype(train.dtype), state.tables
-    assert W_enc.squares is not None and W_dec.squares is not None
-    norms = combined_norms(jnp.sqrt(W_dec.squares), config.code_norm)
-    first = lax.axis_index(axes).astype(jnp.int32) * norms.size if axes else jnp.int32(0)
-    share, bias = Share(first, axes), b_enc.params[:, 0]
-    if not held:
-        return stream(x, W_enc.params, bias, norms, W_enc.squares[:, 0], share, dtype)
-    pre = product(x.astype(dtype), W_enc.params.astype(dtype))
-    return Held(pre, bias, norms, share)
-
-
 def _select(scores: Scores, k, near, config: DictionaryConfig) -> Selection:
     most = max(config.k, config.k_start or 0)
     if config.activation == "topk":
@@ -145,20 +118,8 @@ def _select(scores: Scores, k, near, config: DictionaryConfig) -> Selection:
     return select(scores, n, size=slots, near=near)
 
 
-def _encode(scores: Scores, selection: Selection) -> _Codes:
-    found = selection.entries
-    values = scores.values(found.indices, found.groups, found.offsets[-1])
-    offsets, slots = by_index(found, scores.rows)
-
-    def by_row(a):
-        # Slots that are none share one number beyond the list.
-        return jnp.zeros_like(a).at[slots].set(a, mode="drop", unique_indices=False)
-
-    return _Codes(selection, values, (by_row(found.groups), by_row(values), offsets))
-
-
-def _gradient(tables: Tables, codes: _Codes, x, slope) -> _Gradient:
-    found = codes.selection.entries
+def _gradient(tables: Tables, codes: Codes, x, slope) -> _Gradient:
+    found = codes.entries
     slopes = gathered_dots(
         tables.W_dec.params, found.groups, slope, found.indices, found.offsets[-1]
     )
@@ -175,13 +136,11 @@ def _apply(state: RowState, g: _Gradient, schedule: Schedule) -> Tables:
     """Updates the rows of the selected latents, and the decoder bias."""
     tables, last = state.tables, state.last
     moved = row_adam(tables[:3], last, g.sources, g.rows, g.weights, g.offsets, schedule)
-    just = jnp.full(1, state.step)  # The decoder bias moves in every step.
-    b_dec = update_rows(tables.b_dec, jnp.zeros(1, jnp.int32), g.b_dec[None], just, schedule)
-    return Tables(moved[0], moved[1], moved[2], b_dec)
+    return Tables(*moved, move_bias(state, g.b_dec, schedule))
 
 
-def _parts(x, error, codes: _Codes, fired, reconstruction, aux, scores: Scores, config) -> Parts:
-    found, slots = codes.selection.entries, codes.values.size
+def _parts(x, error, codes: Codes, fired, reconstruction, aux, scores: Scores, config) -> Parts:
+    found, slots = codes.entries, codes.values.size
     valid = jnp.arange(slots, dtype=jnp.int32) < found.offsets[-1]
     keys = jnp.where(valid, codes.values * scores.norms[found.groups], 0.0)
     residual, total = squares_by_model(error, x)

@@ -1,5 +1,6 @@
 """The sparse step against the dense one: automatic gradients, and the Adam of optax."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,8 +12,10 @@ from jaxdiff.kernels.row_adam import Table
 
 from jaxdiff.activations.normalization import Normalization
 from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.dictionaries.constraints import constrain
 from jaxdiff.mesh import make_mesh
 from jaxdiff.training import compiled
+from jaxdiff.training.penalised_step import penalised_step
 from jaxdiff.training.rows import Tables, to_dictionary, to_rows
 from jaxdiff.training.sparse_step import sparse_step
 from jaxdiff.training.state import init_state
@@ -37,15 +40,18 @@ def batches(n, seed=0):
         yield (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32)
 
 
-def both(config, train, steps, seed=0, held=True):
+def both(config, train, steps, seed=0, held=True, bias=0.0):
     """Returns both states and their metrics after some steps from the same start."""
     dense = jax.jit(functools.partial(train_step, config=config, train=train))
-    sparse = jax.jit(functools.partial(sparse_step, config=config, train=train, held=held))
+    rule = penalised_step if config.penalised else sparse_step
+    sparse = jax.jit(functools.partial(rule, config=config, train=train, held=held))
     a = b = None
     infos = []
     for x in batches(steps, seed):
         if a is None or b is None:
             a = init_state(config, train, jnp.asarray(x), key=jax.random.key(0))
+            params = dataclasses.replace(a.params, b_enc=a.params.b_enc + bias)
+            a = a._replace(params=params)
             b = to_rows(a, train)
         (a, one), (b, other) = dense(a, x), sparse(b, x)
         infos.append((one, other))
@@ -95,6 +101,38 @@ def test_twelve_steps_equal_the_dense_step(case, held):
         assert float(infos[-1][0].aux) > 0
 
 
+L1 = {"activation": "relu", "l1": 0.3}
+JUMP = {"activation": "jumprelu", "threshold": 0.4, "bandwidth": 0.5, "l1": 0.2}
+PENALISED = {
+    "all": (L1 | {"code_norm": "sae"}, 0.0, True),
+    "few": (L1 | {"code_norm": "mixed"}, -5.0, True),
+    "few, streamed": (JUMP, -5.0, False),
+    "number": (JUMP | {"penalty": "l0"}, -5.0, True),
+    "wide window": (JUMP | {"bandwidth": 1.0}, -5.0, True),
+}
+
+
+@pytest.mark.parametrize("case", PENALISED)
+def test_penalised_steps_equal_the_dense_step(case):
+    changes, bias, held = PENALISED[case]
+    config = settings(**changes)
+    train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, warmup=3, beta1=0.0, clip=0.5)
+    a, b, infos = both(config, train, 8, held=held, bias=bias)
+    listed = case not in ("all", "wide window")
+    for one, other in infos:
+        assert int(other.passes) == listed and one.l0 > 0
+        for name in one._fields:
+            if name != "passes":
+                np.testing.assert_allclose(
+                    getattr(other, name), getattr(one, name), rtol=2e-4, atol=1e-6, err_msg=name
+                )
+    np.testing.assert_array_equal(b.idle, a.idle)
+    mine = to_dictionary(b.tables, config, SHAPE)
+    expected = constrain(a.params, config)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
+        np.testing.assert_allclose(getattr(mine, name), getattr(expected, name), atol=2e-5)
+
+
 def test_two_hundred_steps_equal_adam_of_optax():
     config = settings(k=1)
     train = TrainConfig(steps=500, batch=BATCH, lr=3e-4, warmup=3, beta1=0.0)
@@ -102,7 +140,8 @@ def test_two_hundred_steps_equal_adam_of_optax():
     assert int(jnp.min(b.last)) < 190  # Some rows have waited for long.
     waited = (0.999 ** (200.0 - np.asarray(b.last)))[:, None].astype(np.float32)
     decay = Tables(waited, waited, waited, np.float32(1))
-    moments = Tables(*(Table(t.moment * s, t.moment) for t, s in zip(b.tables, decay, strict=True)))
+    pairs = zip(b.tables[:4], decay[:4], strict=True)
+    moments = Tables(*(Table(t.moment * s, t.moment) for t, s in pairs))
     mine = (to_dictionary(tables, config, SHAPE) for tables in (b.tables, moments))
     found = jax.tree.leaves((*mine, b.idle))
     # The first moment is not used.

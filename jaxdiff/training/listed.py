@@ -1,0 +1,96 @@
+"""What the sparse steps of all activations share: scores, lists of active entries, the schedule."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.dictionaries.dictionary import combined_norms
+from jaxdiff.dictionaries.loss import reconstruction_loss
+from jaxdiff.kernels.bitmap import Entries, by_index
+from jaxdiff.kernels.encode_marks.xla import product
+from jaxdiff.kernels.row_adam import Schedule, Table, update_rows
+from jaxdiff.kernels.scores import Held, Scores, Share, stream
+from jaxdiff.training.rows import RowState
+from jaxdiff.training.state import learning_rate
+
+
+class Codes(NamedTuple):
+    """Active entries in both orders, with their values.
+
+    Attributes:
+        entries: By latent; indices are rows.
+        values: Value of each of them, 0 for those that are none.
+        by_row: Latents, values and offsets, as `weighted_gather` takes them.
+    """
+
+    entries: Entries
+    values: Float[Array, " N"]
+    by_row: tuple[Array, Array, Array]
+
+
+def scores_of(
+    state: RowState,
+    x: Float[Array, "B MD"],
+    config: DictionaryConfig,
+    train: TrainConfig,
+    axes: tuple[str, ...],
+    held: bool,
+) -> Scores:
+    """Returns the scores of a batch; arguments are those of `sparse_step`."""
+    dtype, (W_enc, b_enc, W_dec, *_) = jnp.dtype(train.dtype), state.tables
+    assert W_enc.squares is not None and W_dec.squares is not None
+    norms = combined_norms(jnp.sqrt(W_dec.squares), config.code_norm)
+    first = lax.axis_index(axes).astype(jnp.int32) * norms.size if axes else jnp.int32(0)
+    share, bias = Share(first, axes), b_enc.params[:, 0]
+    if not held:
+        return stream(x, W_enc.params, bias, norms, W_enc.squares[:, 0], share, dtype)
+    pre = product(x.astype(dtype), W_enc.params.astype(dtype))
+    return Held(pre, bias, norms, share)
+
+
+def in_both_orders(entries: Entries, values: Float[Array, " N"], rows: int) -> Codes:
+    """Returns entries by latent as codes."""
+    offsets, slots = by_index(entries, rows)
+
+    def by_row(a):
+        # Slots that are none share one number beyond the list.
+        return jnp.zeros_like(a).at[slots].set(a, mode="drop", unique_indices=False)
+
+    return Codes(entries, values, (by_row(entries.groups), by_row(values), offsets))
+
+
+def reconstruct(
+    x: Float[Array, "B M D"],
+    guess: Float[Array, "B MD"],
+    b_dec: Float[Array, "1 MD"],
+    config: DictionaryConfig,
+) -> tuple[Float[Array, "B M D"], Float[Array, ""], Float[Array, "B MD"]]:
+    """Returns the error, the reconstruction term, and its gradient with respect to the guess."""
+    error = x - (guess + b_dec).reshape(x.shape)
+
+    def objective(error):
+        return reconstruction_loss(error, squared=config.loss == "mse", cross=config.cross)
+
+    value, pulled = jax.value_and_grad(objective)(error)
+    return error, value, -pulled.reshape(guess.shape)
+
+
+def schedule_of(
+    state: RowState, norm: Float[Array, ""], config: DictionaryConfig, train: TrainConfig
+) -> Schedule:
+    """Returns how this step moves rows, given the norm of the gradient."""
+    return Schedule(
+        step=state.step + 1,
+        rate=jnp.asarray(learning_rate(config, train)(state.step)),
+        scale=jnp.minimum(1.0, train.clip / norm) if train.clip else jnp.ones(()),
+    )
+
+
+def move_bias(state: RowState, gradient: Float[Array, " MD"], schedule: Schedule) -> Table:
+    """Returns the decoder bias after a step; it moves in every one."""
+    just, row = jnp.full(1, state.step), jnp.zeros(1, jnp.int32)
+    return update_rows(state.tables.b_dec, row, gradient[None], just, schedule)
