@@ -261,7 +261,11 @@ def _estimate(known: argparse.Namespace, rest: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     found = estimate.estimate(settings, estimate.parse(known.topology), width=known.width)
     print(estimate.title(found))
-    Console().print(estimate.table(found))
+    shown, console = estimate.table(found), Console()
+    # Numbers that are cut off are worse than lines that are.
+    wide = console.options.update(max_width=10_000)
+    console.width = max(console.width, console.measure(shown, options=wide).maximum)
+    console.print(shown)
     for line in estimate.advice(found):
         print(line)
     if known.json:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdiff.errors import JaxdiffError
@@ -62,7 +62,7 @@ def own_mesh() -> Mesh:
     )
 
 
-def sharding(mesh: Mesh, *axes: str | tuple[str, ...] | None) -> NamedSharding:
+def sharding(mesh: Mesh | AbstractMesh, *axes: str | tuple[str, ...] | None) -> NamedSharding:
     """Returns the sharding of an array whose i-th dimension is split over mesh axes `axes[i]`."""
     return NamedSharding(mesh, P(*axes))
 

@@ -6,12 +6,13 @@ from jaxdiff.lazy import lazy
 
 if TYPE_CHECKING:
     from jaxdiff.estimate._estimate import Estimate as Estimate
-    from jaxdiff.estimate._estimate import Stage as Stage
     from jaxdiff.estimate._estimate import estimate as estimate
     from jaxdiff.estimate.costs import Costs as Costs
     from jaxdiff.estimate.show import advice as advice
     from jaxdiff.estimate.show import table as table
     from jaxdiff.estimate.show import title as title
+    from jaxdiff.estimate.stage import Stage as Stage
+    from jaxdiff.estimate.together import Pass as Pass
     from jaxdiff.estimate.topology import Topology as Topology
     from jaxdiff.estimate.topology import parse as parse
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Costs": "costs",
     "Estimate": "_estimate",
-    "Stage": "_estimate",
+    "Pass": "together",
+    "Stage": "stage",
     "Topology": "topology",
     "advice": "show",
     "estimate": "_estimate",

@@ -5,44 +5,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 
-from jaxdiff import models
-from jaxdiff.config import RunConfig
-from jaxdiff.errors import JaxdiffError
-from jaxdiff.estimate import analytic, programs
-from jaxdiff.estimate.costs import Costs, Roofline, roofline
+from jaxdiff.config import DictionaryConfig, RunConfig
+from jaxdiff.estimate import analytic, forward, programs
+from jaxdiff.estimate.costs import Costs
+from jaxdiff.estimate.sources import Sources, sources
+from jaxdiff.estimate.stage import HARVEST, Stage, stage, training
+from jaxdiff.estimate.steps import assume
+from jaxdiff.estimate.together import Pass, together
 from jaxdiff.estimate.topology import Topology, make_mesh, split
 from jaxdiff.mesh import DATA, LATENT
-from jaxdiff.pipeline import inputs
 from jaxdiff.training.compiled import check_mesh
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One program of a run.
-
-    Attributes:
-        costs: What it asks of one device.
-        times: What the peak figures allow.
-        fits: Whether it fits into a device's memory.
-        advice: What to change: because it does not fit, or since devices idle.
-    """
-
-    costs: Costs
-    times: Roofline
-    fits: bool
-    advice: tuple[str, ...]
-
-    @property
-    def memory(self) -> float:
-        """Bytes in use on one device."""
-        return sum(self.costs.memory.values())
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens of all devices in a second, at the roofline; 0 if the program is refused."""
-        return self.costs.tokens / self.times.seconds if self.times.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -54,12 +28,15 @@ class Estimate:
         mesh: Devices along `data` and `latent`.
         compiled: Whether the hardware's own compiler said so, or an analytical model.
         stages: `harvest`, and `train NAME` for each dictionary.
+        passes: Stages that share the devices: dictionaries that are trained in one pass over the
+            activations, and the models where they run meanwhile.
     """
 
     topology: Topology
     mesh: tuple[int, int]
     compiled: bool
     stages: dict[str, Stage]
+    passes: list[Pass]
 
     def to_json(self) -> dict[str, Any]:
         """Returns all numbers, in bytes, operations and seconds, as plain values."""
@@ -72,16 +49,21 @@ class Estimate:
             "method": "compiler" if self.compiled else "analytical model",
             "stages": {
                 name: {
-                    **dataclasses.asdict(stage.costs),
-                    "roofline": dataclasses.asdict(stage.times),
-                    "bound": stage.times.bound,
-                    "step_seconds": stage.times.seconds,
-                    "tokens_per_second": stage.tokens_per_second,
-                    "fits": stage.fits,
-                    "advice": list(stage.advice),
+                    **dataclasses.asdict(found.costs),
+                    "roofline": dataclasses.asdict(found.times),
+                    "bound": found.times.bound,
+                    "step_seconds": found.times.seconds,
+                    "tokens_per_second": found.tokens_per_second,
+                    "fits": found.fits,
+                    "advice": list(found.advice),
+                    "step": None if found.step is None else dataclasses.asdict(found.step),
                 }
-                for name, stage in self.stages.items()
+                for name, found in self.stages.items()
             },
+            "passes": [
+                {**dataclasses.asdict(one), "tokens_per_second": one.tokens_per_second}
+                for one in self.passes
+            ],
         }
 
 
@@ -98,95 +80,59 @@ def estimate(config: RunConfig, topology: Topology, *, width: int | None = None)
             left out.
 
     Raises:
-        JaxdiffError: If the mesh does not fit the topology or the run, there are other sources
-            than two models at one site, or no model's config can be read and no width is given.
+        JaxdiffError: If the mesh does not fit the topology or the run, models, sites and
+            dictionaries do not fit together, or no model's config can be read and no width is
+            given.
     """
-    if "," in config.site or config.models.others:
-        raise JaxdiffError(
-            "only runs of two models at one site are estimated",
-            where="site",
-            fix="give one --site and no models.others; more sources need more in proportion",
-        )
     sizes = split(topology, config.mesh)
     mesh = make_mesh(topology, sizes) if topology.compiled else None
     for own in config.dictionaries.values():
         check_mesh(own, config.train, mesh or AbstractMesh(sizes, (DATA, LATENT)))
+    given = sources(config, width)
     stages: dict[str, Stage] = {}
-    if width is None:
-        specs = _specs(config)
-        site = models.canonical_site(specs[0], config.site)
-        width = specs[0].d_model
-        costs = analytic.harvest_costs(config, specs, site, sizes)
+    if given.specs:
+        costs = forward.harvest_costs(config, given, sizes)
         if mesh is not None:
-            costs = _checked(programs.harvest_costs(config, specs, site, mesh), costs)
-        stages["harvest"] = _stage(costs, topology, _idle(config, topology.devices))
+            costs = _checked(programs.harvest_costs(config, given, mesh), costs)
+        stages[HARVEST] = stage(costs, topology.chip, _idle(config, topology.devices))
     for name, own in config.dictionaries.items():
-        sources = 1 if own.difference else 2
-        asked = own, config.train, (sources, width), config.harvest.computed
-        costs = analytic.train_costs(*asked, sizes)
-        if mesh is not None:
-            costs = _checked(programs.train_costs(*asked, mesh), costs)
-        stages[f"train {name}"] = _stage(costs, topology)
-    return Estimate(topology, sizes, mesh is not None, stages)
+        stages[training(name)] = _train(own, config, given, topology, sizes, mesh)
+    passes = together(config, stages, topology.chip.room)
+    return Estimate(topology, sizes, mesh is not None, stages, passes)
 
 
-def _specs(config: RunConfig) -> tuple[models.ModelConfig, ...]:
-    names = (config.models.base, config.models.ft)
-    try:
-        return tuple(models.load_spec(inputs.resolve(name)) for name in names)
-    except JaxdiffError as error:
-        raise JaxdiffError(
-            f"the models' config cannot be read: {error.what}",
-            where=error.where,
-            fix="give --width, the width of their activations, to estimate training alone; or "
-            + error.fix,
-        ) from None
+def _train(
+    own: DictionaryConfig,
+    config: RunConfig,
+    given: Sources,
+    topology: Topology,
+    sizes: tuple[int, int],
+    mesh: Mesh | None,
+) -> Stage:
+    shape, dtype = given.of(own)
+    chip, asked = topology.chip, (shape, dtype)
+    step = assume(own, config.train, *asked, sizes, chip)
+    train = config.train.model_copy(update={"step": step.name})
+    costs = analytic.train_costs(own, train, *asked, sizes, chip)
+    if mesh is not None:
+        compiled = programs.train_costs(own, train, *asked, mesh)
+        costs = _checked(compiled, costs, follows_data=step.name == "sparse")
+    return stage(costs, chip, step.why, step)
 
 
-def _checked(compiled: Costs, model: Costs) -> Costs:
-    """Returns the compiler's costs; the model's where the compiler refuses the program."""
-    if compiled.fault is None:
-        return compiled
-    return dataclasses.replace(model, fault=compiled.fault)
+def _checked(compiled: Costs, model: Costs, *, follows_data: bool = False) -> Costs:
+    """Returns the compiler's costs; the model's where the compiler refuses the program.
 
-
-def _stage(costs: Costs, topology: Topology, advice: tuple[str, ...] = ()) -> Stage:
-    chip = topology.chip
-    room = chip.memory / chip.devices
-    fits = costs.fault is None and sum(costs.memory.values()) <= room
-    if not fits:
-        advice = (*_smaller(costs, room), *advice)
-    times, ratio = roofline(costs, chip), chip.flops / chip.exact_flops
-    if costs.precision == "highest" and times.bound == "compute":
-        advice = (*advice, f"train.dtype = bfloat16 multiplies {ratio:.0f} times as fast")
-    return Stage(costs, times, fits, advice)
-
-
-# What helps against each cause of memory, the most effective first.
-_REMEDIES = {
-    "parameters": ("split the latents over more devices (mesh.latent, or a larger topology)",),
-    "moments": (
-        "split the latents over more devices (mesh.latent, or a larger topology)",
-        "train with beta1 = 0, which needs no first moment",
-    ),
-    "inputs": ("lower the batch",),
-    "outputs": ("lower the batch",),
-    "temporaries": (
-        "split the batch over more devices (mesh.data), or lower it",
-        "compute in bfloat16 (train.dtype, models.dtype)",
-    ),
-}
-
-
-def _smaller(costs: Costs, room: float) -> tuple[str, ...]:
-    """Returns what lowers the largest parts of the memory."""
-    causes = sorted(_REMEDIES, key=lambda cause: -costs.memory.get(cause, 0.0))
-    total = sum(costs.memory.values())
-    why = f"needs {total / room:.2f} times a device's memory"
-    if costs.fault:
-        why = f"{costs.fault}; the figures here are those of the analytical model"
-    remedies = [remedy for cause in causes[:2] for remedy in _REMEDIES[cause]]
-    return (why, *dict.fromkeys(remedies))
+    Of a program whose work follows the data a compiler cannot count it: it takes lists for full,
+    also where each of many devices has a part of the entries, and loops for run once. There
+    operations and bytes are those of the model.
+    """
+    if compiled.fault is not None:
+        return dataclasses.replace(model, fault=compiled.fault)
+    if follows_data:
+        counts = {name: getattr(model, name) for name in ("flops", "bytes", "counted")}
+        return dataclasses.replace(compiled, **counts, optimal_seconds=None)
+    return compiled
 
 
 def _idle(config: RunConfig, devices: int) -> tuple[str, ...]:

@@ -44,6 +44,16 @@ class Chip:
     node: int | None = None
     network: float = 0.0
 
+    @property
+    def gpu(self) -> bool:
+        """Whether it is a GPU, for which there is no compiler without one."""
+        return self.node is not None
+
+    @property
+    def room(self) -> float:
+        """Memory of a device [bytes]."""
+        return self.memory / self.devices
+
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")

@@ -8,6 +8,8 @@ from jaxdiff.estimate.chips import Chip
 from jaxdiff.estimate.collectives import Volume
 
 PROGRAM = "program"
+FEED = "next batch"
+"""Causes of memory: the program's code, and the batch that waits while a step is done."""
 Precision = Literal["bfloat16", "default", "highest"]
 """Products of bfloat16, or of float32 by default (factors rounded) or as they are."""
 
@@ -24,6 +26,7 @@ class Costs:
         precision: How most of the products are computed.
         collectives: What crosses devices, by kind.
         optimal_seconds: The compiler's own estimate; None where none was asked.
+        counted: Whether operations and bytes are the compiler's or those of formulas.
         fault: Why the compiler refuses the program; None if it does not.
     """
 
@@ -34,6 +37,7 @@ class Costs:
     precision: Precision
     collectives: Mapping[str, Volume] = field(default_factory=dict)
     optimal_seconds: float | None = None
+    counted: Literal["compiler", "formulas"] = "formulas"
     fault: str | None = None
 
 

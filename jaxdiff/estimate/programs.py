@@ -14,9 +14,11 @@ from jaxtyping import PyTree
 from jaxdiff.activations._devices import row_sharding
 from jaxdiff.activations._program import observe
 from jaxdiff.activations.normalization import Normalization
+from jaxdiff.activations.pair import SEPARATOR
 from jaxdiff.config import DictionaryConfig, RunConfig, TrainConfig
 from jaxdiff.estimate.collectives import collectives
-from jaxdiff.estimate.costs import PROGRAM, Costs, Precision
+from jaxdiff.estimate.costs import FEED, PROGRAM, Costs, Precision
+from jaxdiff.estimate.sources import Sources
 from jaxdiff.mesh import DATA, sharding
 from jaxdiff.models import LM, ModelConfig
 from jaxdiff.models._lm import abstract
@@ -37,7 +39,7 @@ def train_costs(
     Args:
         dictionary: Settings of the dictionary.
         train: Settings of training.
-        shape: (M, D) of the activations.
+        shape: (S, D) of the activations.
         dtype: Their dtype as stored.
         mesh: Mesh, of devices that need not be there.
     """
@@ -46,7 +48,8 @@ def train_costs(
     step = compile_step(dictionary, train, like, mesh)
     lowered = step.lower(like, x, Normalization.identity(shape))
     memory = state_memory(like) | {"inputs": _bytes(x)}
-    return _costs(lowered, memory, train.batch, precision(train), mesh.size)
+    costs = _costs(lowered, memory, train.batch, precision(train), mesh.size)
+    return dataclasses.replace(costs, memory={**costs.memory, FEED: _bytes(x)})
 
 
 def precision(train: TrainConfig) -> Precision:
@@ -54,9 +57,7 @@ def precision(train: TrainConfig) -> Precision:
     return "bfloat16" if train.dtype == "bfloat16" else "highest"
 
 
-def harvest_costs(
-    config: RunConfig, specs: tuple[ModelConfig, ...], site: str, mesh: Mesh
-) -> Costs:
+def harvest_costs(config: RunConfig, sources: Sources, mesh: Mesh) -> Costs:
     """Compiles the forward pass of a harvest and returns what it asks of a device.
 
     Memory and traffic are those of the real program. Compilers count the inside of its loop over
@@ -65,36 +66,47 @@ def harvest_costs(
 
     Args:
         config: The run.
-        specs: The models.
-        site: Canonical name of the site.
+        sources: Models and sites.
         mesh: Mesh, of devices that need not be there.
     """
-    whole = _forward(
-        config, tuple(abstract_model(s, config.models.dtype, mesh) for s in specs), site, mesh
-    )
-    depth = blocks_until(specs[0], site)
+    whole = _forward(config, sources, mesh, loop=True)
+    depth = blocks_until(sources.specs[0], sources.site)
     if whole.fault or not depth:
         return whole
-    cut = [_cut(config, specs, site, mesh, n) for n in range(1, min(depth, 2) + 1)]
+    least = _fewest(sources.site, depth)
+    counts = range(least, min(depth, least + 1) + 1)
+    cut = [_forward(config, _cut(sources, depth, n), mesh, loop=False) for n in counts]
 
     def at_depth(name: str) -> float | None:
         first, last = (getattr(costs, name) for costs in (cut[0], cut[-1]))
-        return None if None in (first, last) else first + (depth - 1) * (last - first)
+        return None if None in (first, last) else first + (depth - least) * (last - first)
 
     names = ("flops", "bytes", "optimal_seconds")
     return dataclasses.replace(whole, **{name: at_depth(name) for name in names})
 
 
-def _cut(config, specs, site: str, mesh: Mesh, depth: int) -> Costs:
-    """Compiles the same of the models' first blocks, without a loop over them."""
-    layer, _ = layer_and_part(site)
-    site = site.replace(f"blocks.{layer}.", f"blocks.{depth - 1}.")
-    cut = [replace_depth(spec, depth) for spec in specs]
-    return _forward(
-        config,
-        tuple(unstacked(abstract_model(s, config.models.dtype, mesh)) for s in cut),
-        site,
-        mesh,
+def _fewest(site: str, depth: int) -> int:
+    """Returns the fewest blocks that have sites in the last and in earlier blocks as a run has."""
+    layers = {layer_and_part(name)[0] for name in site.split(SEPARATOR)} - {""}
+    return 1 if layers <= {str(depth - 1)} else 2
+
+
+def _cut(sources: Sources, depth: int, blocks: int) -> Sources:
+    """Returns the sources of models with fewer blocks: those in earlier ones in the last but one.
+
+    Where a site is below the last one, it costs the same.
+    """
+
+    def moved(name: str) -> str:
+        layer, part = layer_and_part(name)
+        last = blocks - 1 if layer == str(depth - 1) else max(blocks - 2, 0)
+        return f"blocks.{last}.{part}" if layer else part
+
+    names = map(moved, sources.site.split(SEPARATOR))
+    return dataclasses.replace(
+        sources,
+        specs=tuple(replace_depth(spec, blocks) for spec in sources.specs),
+        site=SEPARATOR.join(names),
     )
 
 
@@ -115,14 +127,20 @@ def unstacked(lm: LM) -> LM:
 
 
 def blocks_until(spec: ModelConfig, site: str) -> int:
-    """Returns how many blocks are computed for a site."""
-    layer, _ = layer_and_part(site)
-    if str(layer).isdecimal():
-        return int(layer) + 1
-    return 0 if site in ("embed", "pos_embed") else spec.n_layers
+    """Returns how many blocks are computed for sites."""
+
+    def blocks(name: str) -> int:
+        layer, part = layer_and_part(name)
+        if layer:
+            return int(layer) + 1
+        return 0 if part in ("embed", "pos_embed") else spec.n_layers
+
+    return max(map(blocks, site.split(SEPARATOR)))
 
 
-def _forward(config: RunConfig, models: tuple[LM, ...], site: str, mesh: Mesh) -> Costs:
+def _forward(config: RunConfig, sources: Sources, mesh: Mesh, *, loop: bool) -> Costs:
+    models = tuple(abstract_model(spec, config.models.dtype, mesh) for spec in sources.specs)
+    models = models if loop else tuple(map(unstacked, models))
     rows, every = harvest_rows(config, mesh.size), row_sharding(mesh)
     context = config.text.context
     assert every is not None
@@ -132,11 +150,11 @@ def _forward(config: RunConfig, models: tuple[LM, ...], site: str, mesh: Mesh) -
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where)
 
     tokens, columns = text(len(models), rows, context, axis=1), text(rows, context)
-    limits = (np.int32(0), np.zeros(len(models), np.float32))
+    limits = (np.int32(0), np.zeros(sources.shape[0], np.float32))
     lowered = observe.lower(
         *(models, tokens, columns, columns, *limits),
-        site=site,
-        dtype=config.harvest.computed,
+        site=sources.site,
+        dtype=sources.dtype,
         rows=every,
     )
     memory = {"parameters": _bytes(models), "inputs": _bytes(tokens) + 2 * _bytes(columns)}
@@ -205,6 +223,7 @@ def _costs(
         tokens=tokens,
         precision=precision,
         collectives=collectives(compiled.as_text() or "", devices),
+        counted="compiler",
         # Below 0 where the compiler does not know the time of an operation, which counts as -1.
         optimal_seconds=seconds if (seconds := known.get("optimal_seconds", -1.0)) > 0 else None,
     )

@@ -44,7 +44,7 @@ class Topology:
     @property
     def compiled(self) -> bool:
         """Whether the compiler for these chips is installed."""
-        return self.chip.node is None and importlib.util.find_spec("libtpu") is not None
+        return not self.chip.gpu and importlib.util.find_spec("libtpu") is not None
 
 
 def parse(name: str) -> Topology:

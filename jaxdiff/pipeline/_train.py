@@ -15,16 +15,13 @@ from jaxdiff.activations import (
 from jaxdiff.config import RunConfig
 from jaxdiff.mesh import data_parts, make_mesh
 from jaxdiff.pipeline._harvest import stream
-from jaxdiff.pipeline.plan import Stage, pairs, plan
+from jaxdiff.pipeline.plan import Stage, pairs, passes, plan
 from jaxdiff.progress import log
 from jaxdiff.training import Validation, train_together
 
 
 def train(config: RunConfig) -> None:
     """Trains the dictionaries of the config on each pair's activations.
-
-    Those of one pair are trained in one pass, `train.together` at a time; those of the models'
-    difference in another, since they have a source of their own.
 
     Args:
         config: The run; its harvest must be complete.
@@ -35,12 +32,8 @@ def train(config: RunConfig) -> None:
     """
     stages = plan(config)
     for pair in pairs(config):
-        own = [s for s in stages.values() if s.kind == "train" and s.pair == pair]
-        for differs in (False, True):
-            trained = [s for s in own if config.dictionaries[s.what].difference == differs]
-            size = config.train.together or max(len(trained), 1)
-            for start in range(0, len(trained), size):
-                _train_some(config, stages, trained[start : start + size])
+        for names in passes(config):
+            _train_some(config, stages, [stages[f"{pair}/train/{name}"] for name in names])
 
 
 def _train_some(config: RunConfig, stages: dict[str, Stage], chosen: list[Stage]) -> None:

@@ -72,6 +72,20 @@ def pairs(config: RunConfig) -> dict[str, PairConfig]:
     return {"main": config.models} | null
 
 
+def passes(config: RunConfig) -> list[tuple[str, ...]]:
+    """Returns the dictionaries of each pass over a pair's activations, by name.
+
+    All are trained in one pass, `train.together` at a time; those of the models' difference in
+    another, since they have a source of their own.
+    """
+    found: list[tuple[str, ...]] = []
+    for differs in (False, True):
+        names = [name for name, own in config.dictionaries.items() if own.difference == differs]
+        size = config.train.together or max(len(names), 1)
+        found += [tuple(names[at : at + size]) for at in range(0, len(names), size)]
+    return found
+
+
 def plan(config: RunConfig) -> dict[str, Stage]:
     """Returns all stages of a run by name, in an order in which they can be done.
 

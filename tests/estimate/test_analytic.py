@@ -3,42 +3,46 @@
 import pytest
 
 from jaxdiff.config import DictionaryConfig, TrainConfig, load
-from jaxdiff.estimate import analytic, programs
+from jaxdiff.estimate import analytic, forward, programs
 from jaxdiff.estimate.chips import CHIPS
 from jaxdiff.estimate.collectives import Volume
 from jaxdiff.estimate.costs import Costs, roofline
+from jaxdiff.estimate.sources import sources
 from jaxdiff.mesh import make_mesh
-from jaxdiff.models import load_spec
-from jaxdiff.pipeline import inputs
+
+H100 = CHIPS["h100"]
 
 
 def test_the_dense_step_by_hand():
     """B = 8 rows, M D = 6, L = 16 latents on 2 x 4 devices, no AuxK."""
     dictionary = DictionaryConfig(latents=16, k=2, aux=0)
-    found = analytic.train_costs(dictionary, TrainConfig(batch=8), (2, 3), "bfloat16", (2, 4))
+    asked = dictionary, TrainConfig(batch=8), (2, 3), "bfloat16"
+    found = analytic.train_costs(*asked, (2, 4), H100)
     parameters = 2 * 6 * 4 + 4 + 6
-    assert found.memory["parameters"] == 4 * parameters
-    assert found.memory["moments"] == 8 * parameters
-    assert found.memory["counters"] == 16
-    assert found.memory["inputs"] == 4 * 6 * 2
+    # A threshold, Adam's count, steps done, L1 weight and its controller: a number each.
+    assert 0 <= found.memory["parameters"] - 4 * parameters <= 8
+    assert 0 <= found.memory["moments"] - 8 * parameters <= 24
+    assert 0 <= found.memory["counters"] - 16 <= 32
+    assert found.memory["inputs"] == found.memory["next batch"] == 4 * 6 * 2
     assert found.flops == 5 * 2 * 4 * 6 * 4
     # The reconstruction over 4 devices, gradients over 2.
     size = 4 * 6 * 4
     assert found.collectives["all-reduce"] == Volume(
-        5, size + 4 * parameters, size * 1.5 + 4 * parameters, 4
+        5, size + 4 * (parameters + 1), size * 1.5 + 4 * (parameters + 1), 4
     )
 
 
 def test_the_sparse_step_by_hand():
     dictionary = DictionaryConfig(latents=16, k=2)
     train = TrainConfig(batch=8, beta1=0, moment_dtype="bfloat16", dtype="bfloat16")
-    found = analytic.train_costs(dictionary, train, (2, 3), "bfloat16", (2, 2))
+    found = analytic.train_costs(dictionary, train, (2, 3), "bfloat16", (2, 2), H100)
     parameters = 2 * 6 * 4 + 4 + 6
-    assert found.memory["parameters"] == 4 * parameters
+    # Squared norms of encoder rows, and of decoder rows in both models, come on top.
+    assert found.memory["parameters"] == 4 * parameters + 4 * 3 * 4
     assert found.memory["moments"] == 2 * parameters
-    assert found.memory["inputs"] == 4 * 6 * 2
-    # The encoder's product with the whole batch, and 4 passes over a quarter of 16 entries.
-    assert found.flops == 2 * 8 * 6 * 4 + 4 * 2 * 4 * 6
+    assert found.memory["inputs"] == found.memory["next batch"] == 4 * 6 * 2
+    # The encoder's product with the whole batch, and 8 passes over a quarter of 16 entries.
+    assert found.flops == 2 * 8 * 6 * 4 + 8 * 2 * 4 * 6
     assert found.collectives == {
         "all-reduce": Volume(1, 8 * 6 * 4, 8 * 6 * 4 * 1.5, 4),
         "all-gather": Volume(1, 8 * 6 * 2, 8 * 6, 2),
@@ -51,7 +55,7 @@ def test_the_dense_step_against_the_compiler(aux):
     dictionary = DictionaryConfig(latents=1024, k=8, aux=aux)
     train, sizes = TrainConfig(batch=256), (2, 4)
     asked = dictionary, train, (2, 128), "float32"
-    model = analytic.train_costs(*asked, sizes)
+    model = analytic.train_costs(*asked, sizes, H100)
     real = programs.train_costs(*asked, make_mesh(*sizes))
     assert model.flops == pytest.approx(real.flops, rel=0.15)
     assert 1 / 4 < model.bytes / real.bytes < 4
@@ -62,35 +66,31 @@ def test_the_dense_step_against_the_compiler(aux):
     assert sent == pytest.approx(known, rel=0.35)
 
 
-def test_the_state_of_the_sparse_step_is_known():
-    asked = DictionaryConfig(latents=1024, k=8), TrainConfig(batch=64, beta1=0), (2, 64), "float32"
-    model = analytic.train_costs(*asked, (2, 4))
-    real = programs.train_costs(*asked, make_mesh(2, 4))
-    for cause in ("parameters", "moments"):
-        assert model.memory[cause] == pytest.approx(real.memory[cause], rel=0.02)
-
-
 def test_the_harvest_against_the_compiler():
-    config = load("quickstart")
-    specs = tuple(load_spec(inputs.resolve(n)) for n in (config.models.base, config.models.ft))
-    model = analytic.harvest_costs(config, specs, config.site, (2, 4))
-    real = programs.harvest_costs(config, specs, config.site, make_mesh(2, 4))
+    """Of two sites: work up to the later one, and a source for each model at each."""
+    sites = {"site": "blocks.0.mlp_out, blocks.2.resid_post"}
+    config = load("quickstart").model_copy(update=sites)
+    given = sources(config)
+    model = forward.harvest_costs(config, given, (2, 4))
+    real = programs.harvest_costs(config, given, make_mesh(2, 4))
     assert model.flops == pytest.approx(real.flops, rel=0.15)
     assert model.memory["parameters"] == pytest.approx(real.memory["parameters"], rel=0.2)
+    assert model.memory["outputs"] == pytest.approx(real.memory["outputs"], rel=0.1)
     assert model.tokens == real.tokens == 32 * 128
 
 
 def test_operations_of_a_loop_over_blocks_are_those_of_each_block():
     """XLA counts a loop's inside once; the estimate has to grow with the depth all the same."""
-    config = load("quickstart")
-    specs = (load_spec(inputs.resolve(config.models.base)),) * 2
-    mesh = make_mesh(1, 1)
-    flops = [
-        programs.harvest_costs(config, specs, f"blocks.{i}.resid_post", mesh).flops
-        for i in range(3)
-    ]
-    first, second = flops[1] - flops[0], flops[2] - flops[1]
-    assert second == pytest.approx(first) and first > 0.9 * flops[0]
+    config, mesh = load("quickstart"), make_mesh(1, 1)
+
+    def flops(site):
+        given = sources(config.model_copy(update={"site": site}))
+        return programs.harvest_costs(config, given, mesh).flops
+
+    first, second = (flops(f"blocks.{i}.resid_post") for i in range(2))
+    assert 1.9 * first < second < 2.2 * first
+    # What is read on the way is computed anyway, and the block of the last site no further.
+    assert flops("blocks.0.attn_out, blocks.2.resid_pre") == pytest.approx(second, rel=0.05)
 
 
 def test_roofline_by_hand():

@@ -66,7 +66,17 @@ def test_rows_of_text_that_leave_devices_idle(capsys):
             "data=3 x latent=2 does not use the 8 devices",
         ),
         (["gemma2_2b_chat", "--topology", "h100:8"], "give --width"),
-        (["layers", "--topology", "h100:8"], "two models at one site"),
+        (
+            [
+                "diff_sae",
+                "--topology",
+                "h100:8",
+                "--site",
+                "blocks.1.resid_post,blocks.2.resid_post",
+            ],
+            "a difference is of two models at one site, this run has 4 sources",
+        ),
+        (["transcoder", "--topology", "h100:8", "--site", "blocks.2.mlp_out"], "of 2 sources"),
     ],
 )
 def test_what_cannot_be_estimated(capsys, words, message):

@@ -1,0 +1,92 @@
+"""The sparse step from formulas, as it is on TPUs and GPUs: the encoder's product is never held."""
+
+import math
+
+import jax.numpy as jnp
+
+from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.estimate.chips import Chip
+from jaxdiff.estimate.costs import Costs
+from jaxdiff.estimate.programs import precision
+from jaxdiff.estimate.rings import all_gather, all_reduce, summed
+
+# How often the row of an entry is fetched: for its value as a candidate and when it is selected,
+# to decode, for its slope, and for the gradients' norm and update of both tables.
+_FETCHES = 8
+# Three of these are scalar products, which fetch a row of the table as well, once for a latent.
+_DOTS = 3
+# Bytes that selection moves for each slot of the list: most of it in counts of the candidates.
+_SLOT = 600
+# Passes over bit maps of all scores, and over what is as large as the reconstruction.
+_MAPS, _PASSES = 8, 8
+# Rows and latents of a tile whose product stays on a TPU's chip; scores of a chunk on GPUs.
+_ROWS, _LANES, _CHUNK = 2048, 1024, 2**26
+
+
+def sparse_costs(
+    dictionary: DictionaryConfig,
+    train: TrainConfig,
+    shape: tuple[int, int],
+    stored: int,
+    sizes: tuple[int, int],
+    chip: Chip,
+) -> Costs:
+    """Returns the costs of the sparse step but for AuxK; of its memory, what is there meanwhile.
+
+    Latents are split over all devices, and each sees the whole batch of B rows. One product of
+    `2 B W L` operations is left, the encoder's, of which a bit for each score remains. All else
+    follows the k B selected entries, of which a device has its share: scalar products, decode and
+    gradients take `2 W` operations for each and fetch a row for it. Lists have a slot for all
+    entries on every device, since all may be one's own.
+
+    Args:
+        dictionary: Settings of the dictionary.
+        train: Settings of training.
+        shape: (S, D) of the activations; W is their product.
+        stored: Bytes of a number of them.
+        sizes: Devices along `data` and `latent`.
+        chip: The devices' chip.
+    """
+    devices, width = math.prod(sizes), math.prod(shape)
+    rows, latents = float(train.batch), dictionary.latents / devices
+    slots = max(dictionary.k, dictionary.k_start or 0) * rows
+    entries = dictionary.k * rows / devices
+    touched = min(entries, latents)
+    moment = jnp.dtype(train.moment_dtype).itemsize
+    scores, reconstruction = rows * latents, rows * width * 4
+    # On TPUs all rows of the tables pass through the chip.
+    moved = touched if chip.gpu else latents
+    held, read = _encoder(train, width, rows, latents, chip)
+    return Costs(
+        memory={
+            "temporaries": held + 5 * reconstruction + 0.5 * scores + 60 * slots,
+        },
+        flops=2 * scores * width + _FETCHES * 2 * entries * width,
+        bytes=read
+        + 4 * width * (_FETCHES * entries + _DOTS * touched)
+        + 2 * moved * 2 * width * (4 + moment)
+        + _SLOT * slots
+        + _MAPS * scores / 8
+        + _PASSES * reconstruction,
+        tokens=train.batch,
+        precision=precision(train),
+        collectives=summed("all-reduce", [all_reduce(1, reconstruction, devices)])
+        | summed("all-gather", [all_gather(1, rows * width * stored, sizes[0])]),
+    )
+
+
+def _encoder(
+    train: TrainConfig, width: int, rows: float, latents: float, chip: Chip
+) -> tuple[float, float]:
+    """Returns bytes that the encoder's product holds beside its operands, and those it moves."""
+    item = jnp.dtype(train.dtype).itemsize
+    x, weights, scores = rows * width * item, latents * width, rows * latents * 4
+    if not chip.gpu:
+        # Rows are read for each tile of latents, weights for each tile of rows.
+        tall = _ROWS * 2 // item
+        return x, x * math.ceil(latents / _LANES) + 4 * weights * math.ceil(rows / tall)
+    chunk = min(scores, 4 * _CHUNK)
+    rounded = weights * item if item < 4 else 0.0
+    # Weights are rounded once and read for each chunk, whose scores are written and read.
+    moved = x + (4 + item) * weights + item * weights * math.ceil(scores / chunk) + 2 * scores
+    return x + rounded + chunk, moved
