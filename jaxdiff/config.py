@@ -228,7 +228,8 @@ class TrainConfig(Config):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of Adam's first moment; with 0, work and updates can follow the active latents."""
     step: Literal["auto", "dense", "sparse"] = "auto"
-    """auto: sparse where plain batch_topk and beta1 0 allow it and the device is faster so."""
+    """auto: sparse where beta1 0 and a plain batch_topk, topk, relu or jumprelu allow it and the
+    device is faster so."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of Adam's second moments in the sparse step; in bfloat16 changes below 0.4 % are lost,
     so those of latents that are active in every step do not decay."""

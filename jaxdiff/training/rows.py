@@ -90,6 +90,7 @@ def to_rows(state: TrainState, train: TrainConfig) -> RowState:
 
 def to_dictionary(tables: Tables, config: DictionaryConfig, shape: tuple[int, int]) -> Dictionary:
     """Returns the parameters as a dictionary; the threshold is 0, except for jumprelu."""
+    assert config.activation != "gated"  # The dense step's alone.
     latents = tables.b_enc.params.shape[0]
     threshold = jnp.zeros(())
     if tables.threshold is not None:

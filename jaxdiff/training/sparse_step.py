@@ -136,7 +136,7 @@ def _apply(state: RowState, g: _Gradient, schedule: Schedule) -> Tables:
     """Updates the rows of the selected latents, and the decoder bias."""
     tables, last = state.tables, state.last
     moved = row_adam(tables[:3], last, g.sources, g.rows, g.weights, g.offsets, schedule)
-    return Tables(*moved, move_bias(state, g.b_dec, schedule))
+    return Tables(moved[0], moved[1], moved[2], move_bias(state, g.b_dec, schedule))
 
 
 def _parts(x, error, codes: Codes, fired, reconstruction, aux, scores: Scores, config) -> Parts:

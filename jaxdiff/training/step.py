@@ -32,8 +32,9 @@ class Info(NamedTuple):
         gradient_norm: Global norm of the gradient before clipping.
         k: k of the step.
         l1: L1 weight of the step.
-        passes: Passes over all scores that selection took; 1 where the last step's threshold
-            was a good guess, 0 in the dense step.
+        passes: Passes over all scores that the sparse step took, 0 where products with all latents
+            were taken. batch_topk: 1 where the last step's threshold was a good guess; topk: 2, or
+            3 where a row had many candidates; relu and jumprelu: 1.
         bad: True where the batch had values that are not finite.
     """
 
