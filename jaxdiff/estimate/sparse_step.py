@@ -9,6 +9,7 @@ from jaxdiff.estimate.chips import Chip
 from jaxdiff.estimate.costs import Costs
 from jaxdiff.estimate.programs import precision
 from jaxdiff.estimate.rings import all_gather, all_reduce, summed
+from jaxdiff.training.penalised_step import slots_of
 
 # How often the row of an entry is fetched: for its value as a candidate and when it is selected,
 # to decode, for its slope, and for the gradients' norm and update of both tables.
@@ -17,10 +18,12 @@ _FETCHES = 8
 _DOTS = 3
 # Bytes that selection moves for each slot of the list: most of it in counts of the candidates.
 _SLOT = 600
-# Passes over bit maps of all scores, and over what is as large as the reconstruction.
-_MAPS, _PASSES = 8, 8
-# Rows and latents of a tile whose product stays on a TPU's chip; scores of a chunk on GPUs.
-_ROWS, _LANES, _CHUNK = 2048, 1024, 2**26
+# Passes over bit maps of all scores, over what is as large as the reconstruction, and over arrays
+# of scores where a penalty leaves so many active that no list holds them.
+_MAPS, _PASSES, _ARRAYS = 8, 8, 14
+# Rows and latents of a tile whose product stays on a TPU's chip; scores of a chunk on GPUs, and
+# of one where AuxK cuts rows, or topk.
+_ROWS, _LANES, _CHUNK, _SMALL = 2048, 1024, 2**26, 2**24
 
 
 def sparse_costs(
@@ -31,13 +34,16 @@ def sparse_costs(
     sizes: tuple[int, int],
     chip: Chip,
 ) -> Costs:
-    """Returns the costs of the sparse step but for AuxK; of its memory, what is there meanwhile.
+    """Returns the costs of the sparse step; of its memory, what is there while it runs.
+
+    AuxK's operations are left out: dead latents are few, or nothing is known of them.
 
     Latents are split over all devices, and each sees the whole batch of B rows. One product of
     `2 B W L` operations is left, the encoder's, of which a bit for each score remains. All else
     follows the k B selected entries, of which a device has its share: scalar products, decode and
     gradients take `2 W` operations for each and fetch a row for it. Lists have a slot for all
-    entries on every device, since all may be one's own.
+    entries on every device, since all may be one's own. Where a penalty decides how many entries
+    there are, k for each row are assumed.
 
     Args:
         dictionary: Settings of the dictionary.
@@ -49,23 +55,36 @@ def sparse_costs(
     """
     devices, width = math.prod(sizes), math.prod(shape)
     rows, latents = float(train.batch), dictionary.latents / devices
-    slots = max(dictionary.k, dictionary.k_start or 0) * rows
-    entries = dictionary.k * rows / devices
-    touched = min(entries, latents)
-    moment = jnp.dtype(train.moment_dtype).itemsize
     scores, reconstruction = rows * latents, rows * width * 4
-    # On TPUs all rows of the tables pass through the chip.
-    moved = touched if chip.gpu else latents
+    entries = dictionary.k * rows / devices
+    if dictionary.penalised:
+        slots = float(slots_of(train.batch, dictionary.latents // devices))
+    else:
+        slots = max(dictionary.k, dictionary.k_start or 0) * rows
+    touched = min(entries, latents)
+    item, moment = jnp.dtype(train.dtype).itemsize, jnp.dtype(train.moment_dtype).itemsize
     held, read = _encoder(train, width, rows, latents, chip)
+    if entries > slots:
+        # No list holds them: products with all latents, as in the dense step.
+        flops, moved = 10 * scores * width, latents
+        followed = 10 * item * width * latents + _ARRAYS * 4 * scores
+    else:
+        flops = 2 * width * (scores + _FETCHES * entries)
+        followed = 4 * width * (_FETCHES * entries + _DOTS * touched) + _SLOT * slots
+        # On TPUs all rows of the tables pass through the chip.
+        moved = touched if chip.gpu else latents
     return Costs(
         memory={
-            "temporaries": held + 5 * reconstruction + 0.5 * scores + 60 * slots,
+            "temporaries": max(
+                # While entries are selected, and afterwards.
+                held + reconstruction + scores / 2 + 60 * slots,
+                reconstruction * (6.5 + item / 4) + _arrays(dictionary, scores),
+            )
         },
-        flops=2 * scores * width + _FETCHES * 2 * entries * width,
+        flops=flops,
         bytes=read
-        + 4 * width * (_FETCHES * entries + _DOTS * touched)
+        + followed
         + 2 * moved * 2 * width * (4 + moment)
-        + _SLOT * slots
         + _MAPS * scores / 8
         + _PASSES * reconstruction,
         tokens=train.batch,
@@ -73,6 +92,15 @@ def sparse_costs(
         collectives=summed("all-reduce", [all_reduce(1, reconstruction, devices)])
         | summed("all-gather", [all_gather(1, rows * width * stored, sizes[0])]),
     )
+
+
+def _arrays(dictionary: DictionaryConfig, scores: float) -> float:
+    """Returns the bytes of float arrays of scores that a branch of the program holds."""
+    if dictionary.penalised:
+        # Taken until active entries are few: scores, values and slopes of all latents.
+        return 4 * 4 * scores
+    chunked = dictionary.aux > 0 or dictionary.activation == "topk"
+    return 4 * min(scores, _SMALL) if chunked else 0.0
 
 
 def _encoder(

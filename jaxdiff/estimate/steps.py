@@ -19,21 +19,28 @@ class Assumed:
     Attributes:
         name: The step.
         compared: Roofline times of both by formulas, where `auto` leaves the choice [s].
+        l0: Active latents that the work is taken to follow where a penalty decides how many there
+            are [latents per token]; None elsewhere.
     """
 
     name: Step
     compared: dict[Step, float]
+    l0: float | None = None
 
     @property
     def why(self) -> tuple[str, ...]:
-        """One line on how the choice was made; none where there was no choice."""
-        if not self.compared:
-            return ()
-        (first, one), (other, two) = sorted(self.compared.items(), key=lambda item: item[1])
-        return (
-            f"train.step = auto: the {first} step is estimated, {one * 1e3:.3g} ms at the roofline "
-            f"by formulas against {two * 1e3:.3g} ms of the {other} one; a run measures both",
-        )
+        """What to know of the choice, one line each."""
+        lines = []
+        if self.compared:
+            (first, one), (other, two) = sorted(self.compared.items(), key=lambda item: item[1])
+            lines.append(
+                f"train.step = auto: the {first} step is estimated, {one * 1e3:.3g} ms at the "
+                f"roofline by formulas against {two * 1e3:.3g} ms of the {other} one; a run "
+                "measures both"
+            )
+        if self.l0 is not None:
+            lines.append(f"the sparse step is estimated for an L0 of k = {self.l0:g}")
+        return tuple(lines)
 
 
 def assume(
@@ -50,8 +57,9 @@ def assume(
     """
     if not is_sparse(dictionary, train):
         return Assumed("dense", {})
+    l0 = dictionary.k if dictionary.penalised else None
     if train.step == "sparse":
-        return Assumed("sparse", {})
+        return Assumed("sparse", {}, l0)
 
     def seconds(step: Step) -> float:
         own = train.model_copy(update={"step": step})
@@ -59,4 +67,4 @@ def assume(
         return roofline(costs, chip).seconds
 
     compared: dict[Step, float] = {"dense": seconds("dense"), "sparse": seconds("sparse")}
-    return Assumed(min(compared, key=lambda step: compared[step]), compared)
+    return Assumed(min(compared, key=lambda step: compared[step]), compared, l0)

@@ -49,6 +49,79 @@ def test_rows_of_text_that_leave_devices_idle(capsys):
     assert "harvest.batch = 12 rows fill 75% of 8 devices; 16 fill all" in capsys.readouterr().out
 
 
+def stages(tmp_path, **changes) -> dict:
+    """Returns the JSON of a run of three dictionaries with other settings."""
+    several = {
+        "a": {"latents": 65_536, "k": 64},
+        "b": {"latents": 65_536, "k": 64, "activation": "topk"},
+        "diff": {"latents": 512, "k": 64, "difference": True},
+    }
+    preset = config.load("quickstart").model_dump(mode="json")
+    content = preset | {"dictionaries": several, "null_pair": None} | changes
+    file, found = tmp_path / "run.yaml", tmp_path / "found.json"
+    file.write_text(json.dumps(content))
+    assert run(str(file), "--topology", "h100:1", "--json", str(found), "--mesh.data", "1") == 0
+    return json.loads(found.read_text())
+
+
+def test_dictionaries_of_one_pass_share_the_devices(tmp_path, capsys):
+    found = stages(tmp_path)
+    a, b = (found["stages"][f"train {name}"] for name in "ab")
+    (both,) = found["passes"]
+    # The difference is a source of its own, hence another pass.
+    assert both["stages"] == ["train a", "train b"] and both["fits"]
+    assert both["seconds"] == pytest.approx(a["step_seconds"] + b["step_seconds"])
+    assert both["tokens_per_second"] == pytest.approx(512 / both["seconds"])
+    for cause in ("parameters", "moments", "counters"):
+        assert both["memory"][cause] == a["memory"][cause] + b["memory"][cause]
+    for cause in ("inputs", "next batch", "temporaries"):
+        assert both["memory"][cause] == max(a["memory"][cause], b["memory"][cause])
+    assert "together: a, b take turns on each batch" in capsys.readouterr().out
+
+
+def test_models_that_run_meanwhile_are_in_memory_with_a_dictionary(tmp_path):
+    harvest = config.load("quickstart").harvest.model_dump(mode="json") | {"mode": "stream"}
+    found = stages(tmp_path, harvest=harvest)
+    models, diff = (found["stages"][name] for name in ("harvest", "train diff"))
+    alone = found["passes"][1]
+    assert alone["stages"] == ["harvest", "train diff"]
+    assert alone["memory"]["models"] == models["memory"]["parameters"]
+    # A batch of 512 tokens is an eighth of the tokens of a forward pass.
+    per_token = models["step_seconds"] / (32 * 128)
+    assert alone["seconds"] == pytest.approx(diff["step_seconds"] + 512 * per_token)
+
+
+def test_dictionaries_that_do_not_fit_together_are_trained_apart():
+    preset = config.load("gemma2_2b_chat")
+    update = {"dictionaries": {n: config.DictionaryConfig(latents=300_000) for n in "abc"}}
+    found = estimate.estimate(
+        preset.model_copy(update=update), estimate.parse("h100:1"), width=2304
+    )
+    (together,) = found.passes
+    assert all(stage.fits for stage in found.stages.values()) and not together.fits
+    assert "train.together = 1 fits" in together.advice[-1]
+    assert together.advice[-1] in " ".join(estimate.advice(found))
+
+
+def test_the_step_is_shown_and_auto_takes_the_faster_one(tmp_path, capsys):
+    train = config.load("quickstart").train.model_dump(mode="json") | {"beta1": 0.0, "batch": 4096}
+    found = {
+        step: stages(tmp_path, train=train | {"step": step})["stages"] for step in ("auto", "dense")
+    }
+    for name in ("train a", "train diff"):
+        auto, dense = found["auto"][name], found["dense"][name]
+        times = auto["step"]["compared"]
+        assert times["dense"] == dense["step_seconds"] and dense["step"]["compared"] == {}
+        assert auto["step_seconds"] == min(times.values())
+        assert auto["step"]["name"] == min(times, key=times.get)
+        assert auto["advice"][0].startswith("train.step = auto")
+    # Many latents and few entries: sparse; few latents: dense.
+    assert found["auto"]["train a"]["step"]["name"] == "sparse"
+    assert found["auto"]["train diff"]["step"]["name"] == "dense"
+    out = capsys.readouterr().out
+    assert "sparse (auto)" in out and "dense (auto)" in out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

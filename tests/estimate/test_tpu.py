@@ -4,6 +4,8 @@ import pytest
 
 from jaxdiff import cli, config, estimate
 from jaxdiff.config import DictionaryConfig, TrainConfig
+from jaxdiff.estimate import analytic
+from jaxdiff.estimate.chips import CHIPS
 
 pytestmark = pytest.mark.tpu
 
@@ -45,6 +47,33 @@ def test_memory_of_the_full_sharded_step(name):
     sent = sum(volume.bytes for volume in step.costs.collectives.values())
     assert batch <= sent < 6 * batch
     assert step.costs.optimal_seconds is None or 0 < step.costs.optimal_seconds < 1
+
+
+def test_the_sparse_step_holds_no_scores():
+    """Its compilation takes long: one topology, and lists that are short."""
+    rows, latents, width = 512, LATENTS, 128
+    update = {
+        "dictionaries": {"it": DictionaryConfig(latents=latents, k=8)},
+        "train": TrainConfig(batch=rows, dtype="bfloat16", beta1=0, step="sparse"),
+    }
+    run = config.load("gemma2_2b_chat").model_copy(update=update)
+    step = estimate.estimate(run, estimate.parse("v5e:2x2"), width=width).stages["train it"]
+    memory = step.costs.memory
+    assert step.costs.fault is None and step.step and step.step.name == "sparse"
+    # A fifth of what the scores of a device's latents would take as floats.
+    assert 0 < memory["temporaries"] < rows * latents / 4 * 4 / 5
+    parameters = 4 * 2 * 2 * width * latents / 4
+    assert memory["parameters"] == pytest.approx(parameters, rel=0.02)
+    assert memory["moments"] == pytest.approx(parameters, rel=0.02)
+    # What follows the data is counted by formulas. Of memory, they see nothing that stays on chip.
+    assert step.costs.counted == "formulas" and step.costs.optimal_seconds is None
+    given = DictionaryConfig(latents=latents, k=8), run.train, (2, width), "bfloat16"
+    model = analytic.train_costs(*given, (1, 4), CHIPS["v5e"])
+    assert memory["temporaries"] < model.memory["temporaries"]
+    assert (step.costs.flops, step.costs.bytes) == (model.flops, model.bytes)
+    sent = sum(volume.bytes for volume in step.costs.collectives.values())
+    # The reconstruction, and that of dead latents.
+    assert sent == pytest.approx(2 * rows * 2 * width * 4, rel=0.1)
 
 
 def test_a_step_that_the_compiler_refuses(capsys):
