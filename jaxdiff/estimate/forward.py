@@ -13,6 +13,9 @@ from jaxdiff.estimate.sources import Sources
 from jaxdiff.models import ModelConfig
 from jaxdiff.models._lm import abstract
 
+# Passes over the stream, the hidden layer and the attention scores of a block, none of them fused.
+_STREAM, _HIDDEN, _SCORES = 24, 8, 8
+
 
 def harvest_costs(config: RunConfig, sources: Sources, sizes: tuple[int, int]) -> Costs:
     """Returns what a forward pass of all models up to the last of the sites asks of one device.
@@ -31,16 +34,19 @@ def harvest_costs(config: RunConfig, sources: Sources, sizes: tuple[int, int]) -
     rows = math.ceil(config.harvest.batch / devices)
     tokens = rows * config.text.context
     specs = sources.specs
-    flops = weights = gathered = largest = 0.0
+    flops = moved = weights = gathered = largest = 0.0
     for spec in specs:
         blocks = blocks_until(spec, sources.site)
         block, used = _weights(spec)
         flops += 2 * tokens * blocks * used
         flops += 4 * tokens * config.text.context * blocks * spec.n_heads * spec.head_dim
+        scores, hidden = spec.n_heads * config.text.context, spec.d_mlp
+        passed = _STREAM * spec.d_model + _HIDDEN * hidden + _SCORES * scores
+        moved += blocks * (block + tokens * passed) * item
         total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(spec)[1]))
         weights += total * item / latent
         gathered += blocks * block * item
-        wide = max(spec.d_mlp * 2, spec.n_heads * config.text.context)
+        wide = max(hidden * 2, scores)
         largest = max(largest, block * item + tokens * (wide + 4 * spec.d_model) * item)
     stored = tokens * math.prod(sources.shape)
     kept = stored * jnp.dtype(sources.dtype).itemsize
@@ -52,7 +58,7 @@ def harvest_costs(config: RunConfig, sources: Sources, sizes: tuple[int, int]) -
             "temporaries": largest + stored * 4,
         },
         flops=flops,
-        bytes=gathered + 12 * stored * item,
+        bytes=moved + (gathered if latent > 1 else 0.0) + 2 * kept,
         tokens=rows * devices * config.text.context,
         precision="bfloat16" if config.models.dtype == "bfloat16" else "default",
         collectives=summed("all-gather", [all_gather(len(specs), gathered, latent)]),

@@ -49,6 +49,20 @@ def test_the_sparse_step_by_hand():
     }
 
 
+def test_a_penalised_step_follows_a_list_once_it_holds_the_active_entries():
+    """Lists have a slot for 32 pairs of a row and a latent, so they hold an L0 of L / 32."""
+    train = TrainConfig(batch=64, beta1=0, step="sparse")
+
+    def flops(k):
+        dictionary = DictionaryConfig(latents=1024, k=k, activation="relu")
+        costs = analytic.train_costs(dictionary, train, (2, 64), "float32", (1, 1), H100)
+        return costs.flops / (2 * 64 * 128 * 1024)
+
+    # In units of one product with all latents: the encoder's, and 8 of a 1024th for each entry.
+    assert flops(32) == pytest.approx(1 + 8 * 32 / 1024)
+    assert flops(33) == pytest.approx(5)
+
+
 @pytest.mark.parametrize("aux", [0.0, 1 / 32])
 def test_the_dense_step_against_the_compiler(aux):
     """Operations within 15 %, traffic within 35 %, bytes and temporaries within a factor of 4."""
@@ -75,6 +89,7 @@ def test_the_harvest_against_the_compiler():
     real = programs.harvest_costs(config, given, make_mesh(2, 4))
     assert model.flops == pytest.approx(real.flops, rel=0.15)
     assert model.memory["parameters"] == pytest.approx(real.memory["parameters"], rel=0.2)
+    assert 1 / 3 < model.bytes / real.bytes < 3
     assert model.memory["outputs"] == pytest.approx(real.memory["outputs"], rel=0.1)
     assert model.tokens == real.tokens == 32 * 128
 
