@@ -54,6 +54,7 @@ class Estimate:
                     "bound": found.times.bound,
                     "step_seconds": found.times.seconds,
                     "tokens_per_second": found.tokens_per_second,
+                    "start": found.start,
                     "fits": found.fits,
                     "advice": list(found.advice),
                     "step": None if found.step is None else dataclasses.asdict(found.step),

@@ -41,6 +41,19 @@ class Costs:
     fault: str | None = None
 
 
+def at_start(memory: Mapping[str, float], largest: float) -> float:
+    """Returns the bytes in use while training's first state is made.
+
+    That takes about as much again as its parameters (compiled for TPUs, 0.75 and 1.0 of them),
+    and none of a step's temporaries.
+
+    Args:
+        memory: What is in use in a step, by cause.
+        largest: Bytes of the parameters of the largest state.
+    """
+    return sum(memory.values()) - memory.get("temporaries", 0.0) + largest
+
+
 @dataclass(frozen=True)
 class Roofline:
     """The shortest time that peak figures allow; real programs take longer.

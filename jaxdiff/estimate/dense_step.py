@@ -26,8 +26,8 @@ def dense_costs(
 
     With B rows, R coordinates read, W written and L latents, it does two products of `2 B R L`
     operations, the encoder's and its gradient's, and three of `2 B W L`: decode, and the gradients
-    of codes and decoder; AuxK adds another three. The reconstruction is summed over `latent`,
-    gradients over `data`.
+    of codes and decoder; AuxK adds another three, what gates decode to two. Each reconstruction,
+    of prefixes too, is summed over `latent`, gradients over `data`.
 
     Args:
         dictionary: Settings of the dictionary.
@@ -42,13 +42,15 @@ def dense_costs(
     models = len(dictionary.writes or range(sources))
     written = width * models
     revived = not dictionary.penalised and dictionary.aux > 0
-    decoded, item = 3 * (1 + revived), jnp.dtype(train.dtype).itemsize
+    gated = dictionary.activation == "gated"
+    decoded, item = 3 + 3 * revived + 2 * gated, jnp.dtype(train.dtype).itemsize
+    guesses = 1 + revived + gated + len(dictionary.prefixes)
     rounded = item if item < 4 else 0
     codes = models if dictionary.code_norm == "decoupled" else 1
     scores, reconstruction = rows * latents * codes * 4, rows * written * 4
     skip = 2 * read * written if dictionary.skip else 0
     sums = [
-        all_reduce(1 + revived, (1 + revived) * reconstruction, latent),
+        all_reduce(guesses, guesses * reconstruction, latent),
         all_reduce(4, 4 * parameters, data),
     ]
     return Costs(

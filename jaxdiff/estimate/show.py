@@ -48,6 +48,7 @@ def _rows(found: Estimate) -> list[tuple[str, list[str]]]:
     everything: list[Stage | Pass] = [*stages, *passes]
     rows += [
         ("= memory", [_bytes(sum(own.values())) for own in memory]),
+        ("= at the start", [_bytes(one.start or None) for one in everything]),
         (f"fits {room / 2**30:.4g} GiB", ["yes" if one.fits else "NO" for one in everything]),
         ("step", [_step(stage) for stage in stages] + blank),
         ("operations", [_quantity(stage.costs.flops, "flop") for stage in stages] + blank),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jaxdiff.estimate.chips import Chip
-from jaxdiff.estimate.costs import Costs, Roofline, roofline
+from jaxdiff.estimate.costs import Costs, Roofline, at_start, roofline
 from jaxdiff.estimate.steps import Assumed
 
 HARVEST = "harvest"
@@ -39,6 +39,11 @@ class Stage:
         return sum(self.costs.memory.values())
 
     @property
+    def start(self) -> float:
+        """Bytes in use on one device while the first state is made; 0 in a harvest."""
+        return _start(self.costs) if self.step else 0.0
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens of all devices in a second, at the roofline; 0 if the program is refused."""
         return self.costs.tokens / self.times.seconds if self.times.seconds else 0.0
@@ -55,13 +60,18 @@ def stage(
         advice: What else to change.
         step: The step of training that is assumed.
     """
-    fits = costs.fault is None and sum(costs.memory.values()) <= chip.room
+    needed = max(sum(costs.memory.values()), _start(costs) if step else 0.0)
+    fits = costs.fault is None and needed <= chip.room
     if not fits:
-        advice = (*_smaller(costs, chip.room), *advice)
+        advice = (*_smaller(costs, needed / chip.room), *advice)
     times, ratio = roofline(costs, chip), chip.flops / chip.exact_flops
     if costs.precision == "highest" and times.bound == "compute":
         advice = (*advice, f"train.dtype = bfloat16 multiplies {ratio:.0f} times as fast")
     return Stage(costs, times, fits, advice, step)
+
+
+def _start(costs: Costs) -> float:
+    return at_start(costs.memory, costs.memory["parameters"])
 
 
 # What helps against each cause of memory, the most effective first.
@@ -80,11 +90,10 @@ _REMEDIES = {
 }
 
 
-def _smaller(costs: Costs, room: float) -> tuple[str, ...]:
+def _smaller(costs: Costs, times: float) -> tuple[str, ...]:
     """Returns what lowers the largest parts of the memory."""
     causes = sorted(_REMEDIES, key=lambda cause: -costs.memory.get(cause, 0.0))
-    total = sum(costs.memory.values())
-    why = f"needs {total / room:.2f} times a device's memory"
+    why = f"needs {times:.2f} times a device's memory"
     if costs.fault:
         why = f"{costs.fault}; the figures here are those of the analytical model"
     remedies = [remedy for cause in causes[:2] for remedy in _REMEDIES[cause]]

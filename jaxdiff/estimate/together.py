@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxdiff.config import RunConfig
-from jaxdiff.estimate.costs import FEED
+from jaxdiff.estimate.costs import FEED, at_start
 from jaxdiff.estimate.stage import HARVEST, Stage, training
 from jaxdiff.pipeline.plan import passes
 
@@ -20,6 +20,7 @@ class Pass:
         stages: Their names.
         memory: Bytes in use on one device, by cause: what each keeps is added up, temporaries are
             those of the largest.
+        start: Bytes in use while the last state is made.
         seconds: Roofline time of a batch through all of them [s].
         tokens: Tokens of a batch [tokens].
         fits: Whether they fit together.
@@ -28,6 +29,7 @@ class Pass:
 
     stages: tuple[str, ...]
     memory: Mapping[str, float]
+    start: float
     seconds: float
     tokens: int
     fits: bool
@@ -68,7 +70,8 @@ def _pass(
         part = config.train.batch / stage.costs.tokens if name == HARVEST else 1.0
         seconds += part * stage.times.seconds
     advice = () if fits else _advice(chosen, room)
-    return Pass(tuple(names), memory, seconds, config.train.batch, fits, advice)
+    start = _start(chosen, memory)
+    return Pass(tuple(names), memory, start, seconds, config.train.batch, fits, advice)
 
 
 # What is there once however many dictionaries train: the batch and the next one.
@@ -109,4 +112,11 @@ def _some(chosen: Mapping[str, Stage], *names: str) -> dict[str, Stage]:
 
 
 def _size(chosen: Mapping[str, Stage]) -> float:
-    return sum(_memory(chosen).values())
+    """Returns the most bytes that are in use at once: in a step, or while a state is made."""
+    memory = _memory(chosen)
+    return max(sum(memory.values()), _start(chosen, memory))
+
+
+def _start(chosen: Mapping[str, Stage], memory: Mapping[str, float]) -> float:
+    trained = (stage for stage in chosen.values() if stage.step)
+    return at_start(memory, max(stage.costs.memory["parameters"] for stage in trained))

@@ -74,6 +74,10 @@ def test_dictionaries_of_one_pass_share_the_devices(tmp_path, capsys):
     assert both["tokens_per_second"] == pytest.approx(512 / both["seconds"])
     for cause in ("parameters", "moments", "counters"):
         assert both["memory"][cause] == a["memory"][cause] + b["memory"][cause]
+    # The second state is made while the first is there, and takes its parameters again.
+    memory = both["memory"]
+    kept = sum(size for cause, size in memory.items() if cause != "temporaries")
+    assert both["start"] == pytest.approx(kept + b["memory"]["parameters"])
     for cause in ("inputs", "next batch", "temporaries"):
         assert both["memory"][cause] == max(a["memory"][cause], b["memory"][cause])
     assert "together: a, b take turns on each batch" in capsys.readouterr().out

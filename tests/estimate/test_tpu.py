@@ -1,11 +1,17 @@
 """The whole sharded programs, compiled by the TPU compiler; no TPU is needed."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxdiff import cli, config, estimate
+from jaxdiff.activations.normalization import Normalization
 from jaxdiff.config import DictionaryConfig, TrainConfig
-from jaxdiff.estimate import analytic
+from jaxdiff.estimate import analytic, programs
 from jaxdiff.estimate.chips import CHIPS
+from jaxdiff.estimate.topology import make_mesh
+from jaxdiff.mesh import DATA, sharding
+from jaxdiff.training.compiled import compile_init
 
 pytestmark = pytest.mark.tpu
 
@@ -74,6 +80,18 @@ def test_the_sparse_step_holds_no_scores():
     sent = sum(volume.bytes for volume in step.costs.collectives.values())
     # The reconstruction, and that of dead latents.
     assert sent == pytest.approx(2 * rows * 2 * width * 4, rel=0.1)
+
+
+def test_the_first_state_takes_its_parameters_again():
+    topology, shape = estimate.parse("v5e:2x2"), (2, WIDTH)
+    mesh = make_mesh(topology, (1, 4))
+    train = TrainConfig(batch=512, beta1=0, step="sparse")
+    start, like = compile_init(DictionaryConfig(latents=LATENTS), train, shape, mesh)
+    x = jax.ShapeDtypeStruct((512, *shape), jnp.float32, sharding=sharding(mesh, DATA))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    used = start.lower(x, Normalization.identity(shape), key=key).compile().memory_analysis()
+    parameters = programs.state_memory(like)["parameters"]
+    assert 0.5 * parameters < used.temp_size_in_bytes < 1.2 * parameters
 
 
 def test_a_step_that_the_compiler_refuses(capsys):
