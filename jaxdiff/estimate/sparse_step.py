@@ -70,7 +70,9 @@ def sparse_costs(
         followed = 10 * item * width * latents + _ARRAYS * 4 * scores
     else:
         flops = 2 * width * (scores + _FETCHES * entries)
-        followed = 4 * width * (_FETCHES * entries + _DOTS * touched) + _SLOT * slots
+        # All but decode fetch rows of the batch, which GPUs keep in the second-level cache.
+        fetches = 1 if chip.gpu else _FETCHES
+        followed = 4 * width * (fetches * entries + _DOTS * touched) + _SLOT * slots
         # On TPUs all rows of the tables pass through the chip.
         moved = touched if chip.gpu else latents
     return Costs(
