@@ -58,7 +58,8 @@ def ops(shape: argparse.Namespace) -> dict[str, Callable[[Implementation], Calla
     groups = np.repeat(np.arange(shape.latents), np.diff(offsets))
     listed = jnp.asarray(groups, jnp.int32), slope, indices, jnp.int32(indices.size)
     # Twice the standard deviation of keys: one in 44 is marked.
-    vectors = jnp.zeros(shape.latents), jnp.ones(shape.latents), jnp.float32(2), jnp.float32(3)
+    slack = jnp.full(len(x), 1e-3), jnp.ones(shape.latents)
+    vectors = jnp.zeros(shape.latents), jnp.ones(shape.latents), jnp.float32(2), slack
 
     def gather(name):
         call = jax.jit(lambda *a: weighted_gather(*a, name))

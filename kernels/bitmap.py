@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt32
 
-_WORD = 32
+# Rows of a word.
+WORD = 32
 
 
 class Entries(NamedTuple):
@@ -33,9 +34,9 @@ class Entries(NamedTuple):
 def pack(chosen: Bool[Array, "R L"]) -> UInt32[Array, "W L"]:
     """Packs 32 rows into each word, the lowest row in the lowest bit."""
     rows, latents = chosen.shape
-    chosen = jnp.pad(chosen, ((0, -rows % _WORD), (0, 0)))
-    bits = (jnp.uint32(1) << jnp.arange(_WORD, dtype=jnp.uint32))[None, :, None]
-    words = jnp.where(chosen.reshape(-1, _WORD, latents), bits, jnp.uint32(0))
+    chosen = jnp.pad(chosen, ((0, -rows % WORD), (0, 0)))
+    bits = (jnp.uint32(1) << jnp.arange(WORD, dtype=jnp.uint32))[None, :, None]
+    words = jnp.where(chosen.reshape(-1, WORD, latents), bits, jnp.uint32(0))
     return jnp.sum(words, axis=1, dtype=jnp.uint32)
 
 
@@ -44,10 +45,10 @@ def pack_places(
 ) -> UInt32[Array, "W G"]:
     """Packs the first `count` of listed places, all different, of a [size of group, G] matrix."""
     size, columns = shape
-    bits = jnp.uint32(1) << (indices % _WORD).astype(jnp.uint32)
+    bits = jnp.uint32(1) << (indices % WORD).astype(jnp.uint32)
     valid = jnp.arange(groups.size, dtype=jnp.int32) < count
-    words = jnp.zeros((-(-size // _WORD), columns), jnp.uint32)
-    return words.at[indices // _WORD, groups].add(jnp.where(valid, bits, jnp.uint32(0)))
+    words = jnp.zeros((-(-size // WORD), columns), jnp.uint32)
+    return words.at[indices // WORD, groups].add(jnp.where(valid, bits, jnp.uint32(0)))
 
 
 def places(words: UInt32[Array, "W G"]) -> Int32[Array, ""]:
@@ -57,9 +58,9 @@ def places(words: UInt32[Array, "W G"]) -> Int32[Array, ""]:
 
 def row_counts(words: UInt32[Array, "W L"]) -> Int32[Array, " R"]:
     """Counts the places of each row, those of the last word's missing rows included."""
-    words = jnp.pad(words, ((0, 0), (0, -words.shape[1] % _WORD)))
-    parts = words.reshape(len(words), 1, _WORD, -1)
-    bits = (parts >> jnp.arange(_WORD, dtype=jnp.uint32)[None, :, None, None]) & 1
+    words = jnp.pad(words, ((0, 0), (0, -words.shape[1] % WORD)))
+    parts = words.reshape(len(words), 1, WORD, -1)
+    bits = (parts >> jnp.arange(WORD, dtype=jnp.uint32)[None, :, None, None]) & 1
     # Two sums: the first adds whole vectors, and in one the second would go number by number.
     counts = lax.optimization_barrier(jnp.sum(bits.astype(jnp.int32), axis=2))
     return jnp.sum(counts, axis=2).reshape(-1)
@@ -86,18 +87,21 @@ def entries(words: UInt32[Array, "W G"], size: int) -> Entries:
     word = _word_of(held, groups, rank)
     value = columns[groups, word]
     rank = rank - (held[groups, word] - lax.population_count(value).astype(jnp.int32))
-    return Entries(offsets, groups, word * _WORD + _place_of(value, rank))
+    return Entries(offsets, groups, word * WORD + _place_of(value, rank))
 
 
-def kept(found: Entries, keep: Bool[Array, " N"], size: int) -> Entries:
-    """Returns the entries that are kept, in a list of `size` slots, which must be enough."""
+def kept(
+    found: Entries, values: Float[Array, " N"], keep: Bool[Array, " N"], size: int
+) -> tuple[Entries, Float[Array, " n"]]:
+    """Returns the entries that are kept and their values, in `size` slots, which must be enough."""
     held = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(keep.astype(jnp.int32))])
     slot = jnp.where(keep, held[:-1], size)
 
     def compact(a):
-        return jnp.zeros(size, jnp.int32).at[slot].set(a, mode="drop", unique_indices=False)
+        return jnp.zeros(size, a.dtype).at[slot].set(a, mode="drop", unique_indices=False)
 
-    return Entries(held[found.offsets], compact(found.groups), compact(found.indices))
+    entries = Entries(held[found.offsets], compact(found.groups), compact(found.indices))
+    return entries, compact(values)
 
 
 def by_index(found: Entries, indices: int) -> tuple[Int32[Array, " _"], Int32[Array, " N"]]:
@@ -116,8 +120,8 @@ def by_index(found: Entries, indices: int) -> tuple[Int32[Array, " _"], Int32[Ar
     before = jnp.cumsum(bits, axis=1) - bits
     totals = jnp.cumsum(before[:, -1] + bits[:, -1])
     offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), totals])
-    at = found.indices, found.groups // _WORD
-    lower = columns[at] & _low_bits(found.groups % _WORD)
+    at = found.indices, found.groups // WORD
+    lower = columns[at] & _low_bits(found.groups % WORD)
     slots = offsets[found.indices] + before[at] + lax.population_count(lower).astype(jnp.int32)
     valid = jnp.arange(slots.size, dtype=jnp.int32) < count
     return offsets, jnp.where(valid, slots, slots.size)
@@ -125,9 +129,9 @@ def by_index(found: Entries, indices: int) -> tuple[Int32[Array, " _"], Int32[Ar
 
 def first_rows(words: int, rows: Int32[Array, ""]) -> UInt32[Array, " W"]:
     """Returns a column of a map that has the first `rows` rows."""
-    start = jnp.arange(words, dtype=jnp.int32) * _WORD
-    inside = jnp.clip(rows - start, 0, _WORD)
-    return jnp.where(inside == _WORD, ~jnp.uint32(0), _low_bits(inside % _WORD))
+    start = jnp.arange(words, dtype=jnp.int32) * WORD
+    inside = jnp.clip(rows - start, 0, WORD)
+    return jnp.where(inside == WORD, ~jnp.uint32(0), _low_bits(inside % WORD))
 
 
 def _low_bits(count: Int32[Array, "*s"]) -> UInt32[Array, "*s"]:

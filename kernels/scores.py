@@ -15,16 +15,16 @@ from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
 from .bitmap import pack, places
 from .encode_marks import encode_marks
-from .encode_marks.xla import chunks, product
 from .gathered_dots import gathered_dots
+from .product import chunks, product
 
 # Patterns of the smallest normal float and of the first one above +inf. Processors that flush
 # subnormal numbers would take a subnormal pivot for 0.
 LOWEST, ABOVE = 0x00800000, 0x7F800001
-# What an addition and a multiplication round off, with room to spare, and what a product does.
-_ROUNDING, _PRODUCT = 2.0**-20, 2.0**-23
+# What rounds off one addition in each of two sums: 2^-23, also where hardware cuts off.
+_ROUNDING = 2.0**-22
 
-Keys = Callable[[], Float[Array, "C L"]]
+Keys = Callable[..., Float[Array, "C L"]]
 
 
 class Share(NamedTuple):
@@ -64,7 +64,7 @@ class Held(NamedTuple):
         return self.pre.shape[0]
 
     def marks(self, pivot: Float[Array, ""]) -> tuple[UInt32[Array, "W L"], Int32[Array, ""]]:
-        """Returns a map of the scores that reach a pivot, and how many do."""
+        """Returns a map of the scores that may reach a pivot, and how many surely do."""
         words = self.reaching(pivot)
         return words, places(words)
 
@@ -73,10 +73,6 @@ class Held(NamedTuple):
         # The barrier keeps scores inside of a loop over pivots: one pass, and no array of them.
         bias, norms, pivot = lax.optimization_barrier((self.bias, self.norms, pivot))
         return pack((self.pre + bias[None, :]) * norms[None, :] >= pivot)
-
-    def below(self, pivot: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """Returns what every score reaches that may be among n, if n scores reach a pivot."""
-        return pivot
 
     def values(
         self, rows: Int32[Array, " N"], latents: Int32[Array, " N"], _: Int32[Array, ""]
@@ -91,15 +87,20 @@ class Held(NamedTuple):
     def by_rows(self, function: Callable[[Keys], PyTree]) -> PyTree:
         """Returns what a function makes of all scores, a result for each row or 32 rows.
 
-        The function gets another one that returns the scores, to be called for each pass over them.
+        The function gets another one that returns the scores, to be called for each pass over them:
+        `keys()`, or bounds of what other sums give, `keys(-1)` and `keys(1)`.
         """
 
-        def keys():
+        def keys(_=0):
             # Made anew for each pass: what passes share, the compiler would hold as an array.
             bias, norms = lax.optimization_barrier((self.bias, self.norms))
             return (self.pre + bias[None, :]) * norms[None, :]
 
         return function(keys)
+
+    def with_encoder(self, *_: Array) -> "Held":
+        """Returns these scores: their products are there already."""
+        return self
 
 
 class Streamed(NamedTuple):
@@ -110,7 +111,7 @@ class Streamed(NamedTuple):
         W: Encoder weights, this device's latents.
         bias: Encoder bias.
         norms: Code norms, 0 or more.
-        slack: Bound of how far a score may be from that of the same place in another sum.
+        slack: Of rows and of latents: their product bounds how far two sums of a score differ.
         dtype: What the factors of products are rounded to.
         share: This device's share.
     """
@@ -119,7 +120,7 @@ class Streamed(NamedTuple):
     W: Float[Array, "L K"]
     bias: Float[Array, " L"]
     norms: Float[Array, " L"]
-    slack: Float[Array, ""]
+    slack: tuple[Float[Array, " R"], Float[Array, " L"]]
     dtype: Any
     share: Share
 
@@ -129,26 +130,17 @@ class Streamed(NamedTuple):
         return self.x.shape[0]
 
     def marks(self, pivot: Float[Array, ""]) -> tuple[UInt32[Array, "W L"], Int32[Array, ""]]:
-        """Returns a map of the scores that may be among n, and how many products reach a pivot.
+        """Returns a map of the scores that may reach a pivot, and how many surely do.
 
-        The map is of those that are `below` it, for any n up to that number.
+        Where n surely do, the n-th largest score reaches it, and the n largest are in the map.
         """
-        operands = self.x, self.W, self.bias, self.norms, self.below(pivot), pivot
+        operands = self.x, self.W, self.bias, self.norms, pivot, self.slack
         return encode_marks(*operands, dtype=self.dtype)
 
     def reaching(self, pivot: Float[Array, ""]) -> UInt32[Array, "W L"]:
         """Returns a map of the scores whose products reach a pivot."""
-        operands = self.x, self.W, self.bias, self.norms, pivot, pivot
-        return encode_marks(*operands, dtype=self.dtype)[0]
-
-    def below(self, pivot: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """Returns what the product of every score reaches that may be among n, if n products do.
-
-        The n-th largest score is then at most a slack below the pivot, and the product of a score
-        that reaches that is at most another slack below. Products of 0 and less never count.
-        """
-        lowest = lax.bitcast_convert_type(jnp.int32(LOWEST), jnp.float32)
-        return jnp.maximum(pivot * (1 - _ROUNDING) - 2 * self.slack, lowest)
+        exact = jax.tree.map(jnp.zeros_like, self.slack)
+        return self._replace(slack=exact).marks(pivot)[0]
 
     def values(
         self, rows: Int32[Array, " N"], latents: Int32[Array, " N"], count: Int32[Array, ""]
@@ -164,20 +156,29 @@ class Streamed(NamedTuple):
 
     def by_rows(self, function: Callable[[Keys], PyTree]) -> PyTree:
         """Returns what a function makes of chunks of rows, as `Held.by_rows` does."""
-        W = self.W.astype(self.dtype)
-        parts = chunks(self.x.astype(self.dtype), len(W))
+        W, latents = self.W.astype(self.dtype), self.norms.size
+        parts = chunks(self.x.astype(self.dtype), latents), chunks(self.slack[0][:, None], latents)
 
-        def part(x):
-            keys = (product(x, W) + self.bias[None, :]) * self.norms[None, :]
-            return function(lambda: keys)
+        def part(rows):
+            x, loose = rows
+            sums = (product(x, W) + self.bias[None, :]) * self.norms[None, :]
+
+            def keys(side=0):
+                return sums + side * loose * self.slack[1][None, :] if side else sums
+
+            return function(keys)
 
         made = lax.map(part, parts)
 
         def join(a):
-            count = -(-self.rows * a.shape[1] // parts.shape[1])
+            count = -(-self.rows * a.shape[1] // parts[0].shape[1])
             return a.reshape(-1, *a.shape[2:])[:count]
 
         return jax.tree.map(join, made)
+
+    def with_encoder(self, W: Float[Array, "L K"], bias: Float[Array, " L"]) -> "Streamed":
+        """Returns the scores of another encoder, with the same norms and slack."""
+        return self._replace(W=W, bias=bias)
 
 
 Scores = Held | Streamed
@@ -194,8 +195,9 @@ def stream(
 ) -> Streamed:
     """Returns scores that are never held.
 
-    Two sums of the same K products differ by no more than K times the rounding of one, in units of
-    the sum of their magnitudes, which is at most |x| |w| (Cauchy and Schwarz).
+    Two sums of the same K products differ by no more than K times what their additions round off,
+    in units of the sum of all magnitudes, which is at most |x| |w| (Cauchy and Schwarz). Factors of
+    bfloat16 are rounded alike in both, and their products are exact.
 
     Args:
         x: Rows.
@@ -206,10 +208,8 @@ def stream(
         share: This device's share.
         dtype: What the factors of products are rounded to.
     """
-    lengths = jnp.sum(jnp.square(x), axis=1)
-    # Rows with NaN select nothing.
-    lengths = jnp.where(jnp.isnan(lengths), 0.0, lengths)
-    longest = jnp.max(lengths) * jnp.max(squares * jnp.square(norms))
-    longest = lax.pmax(longest, share.axes) if share.axes else longest
-    slack = 2 * x.shape[1] * _PRODUCT * jnp.sqrt(longest)
+    rows = x.shape[1] * _ROUNDING * jnp.linalg.norm(x, axis=1)
+    latents = (jnp.sqrt(squares) + jnp.abs(bias)) * norms
+    # Rows and latents with NaN select nothing.
+    slack = jnp.nan_to_num(rows), jnp.nan_to_num(latents)
     return Streamed(x, W, bias, norms, slack, dtype, share)

@@ -1,9 +1,9 @@
 """The n largest scores of a matrix as a list of places: BatchTopK without sorting the batch.
 
 A pivot near the last step's threshold cuts out few more candidates than are wanted. That at least
-`n` scores reach it, and no more than the list holds, is counted over all devices, and it proves
-that the n largest are among them; otherwise the pivot moves and the count is taken again. The
-exact threshold is then searched in the short list. What crosses devices is counts.
+`n` scores surely reach it, and that the list holds all that may, is counted over all devices, and
+it proves that the n largest are among them; otherwise the pivot moves and the count is taken again.
+The exact threshold is then searched in the short list. What crosses devices is counts.
 
 `largest` marks the same set by bisection alone, and subnormal scores too.
 """
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, UInt32
 
 from .bisect import last_that
-from .bitmap import Entries, entries, first_rows, kept, pack, places
+from .bitmap import Entries, entries, first_rows, kept, places
 from .scores import ABOVE, LOWEST, Scores
 
 # A sixteenth of an octave: 4 to 6 % below the last threshold.
@@ -28,20 +28,37 @@ class Selection(NamedTuple):
 
     Attributes:
         entries: The selected places by latent; indices are rows.
+        values: `x W^T + b` of each.
         threshold: Bit pattern of the lowest score selected; of +inf and more if there is none.
         passes: Passes over all scores; 1 where the guess was right.
     """
 
     entries: Entries
+    values: Float[Array, " N"]
     threshold: Int32[Array, ""]
     passes: Int32[Array, ""]
+
+
+class Candidates(NamedTuple):
+    """Listed scores, 0 where a slot is none.
+
+    Attributes:
+        entries: Their places by latent.
+        values: `x W^T + b` of each.
+        scores: Scores.
+    """
+
+    entries: Entries
+    values: Float[Array, " N"]
+    scores: Float[Array, " N"]
 
 
 def select(scores: Scores, n: Int32[Array, ""], *, size: int, near: Int32[Array, ""]) -> Selection:
     """Selects the `n` largest positive scores; ties go to the first places.
 
     Places are ordered by row, then by latent over all devices. NaN is never selected, nor are
-    scores below 2^-126.
+    scores below 2^-126. Where the list cannot hold the candidates, the scores are those of the
+    products of a pass; else those of listed values.
 
     Args:
         scores: Scores of this device's latents.
@@ -53,14 +70,21 @@ def select(scores: Scores, n: Int32[Array, ""], *, size: int, near: Int32[Array,
         This device's part of the selection.
     """
     search = _narrow(scores, n, 2 * size, near)
-    fits = (search.count >= n) & (search.marked <= 2 * size)
-    crowded = ~fits & (search.low >= LOWEST)
-    found, threshold = lax.cond(
-        crowded,
-        lambda: _among_equals(scores, n, size, search.low),
+    complete = (search.count >= n) | (search.low < LOWEST)
+    entries, values, threshold, passes = lax.cond(
+        complete & (search.marked <= 2 * size),
         lambda: _among_candidates(scores, n, size, search.words),
+        lambda: _among_all(scores, n, size),
     )
-    return Selection(found, threshold, search.passes)
+    return Selection(entries, values, threshold, search.passes + passes)
+
+
+def candidates(scores: Scores, words: UInt32[Array, "W L"], size: int) -> Candidates:
+    """Lists the places of a map, at most `size`."""
+    listed = entries(words, size)
+    values = scores.values(listed.indices, listed.groups, listed.offsets[-1])
+    valid = jnp.arange(size, dtype=jnp.int32) < listed.offsets[-1]
+    return Candidates(listed, values, jnp.where(valid, values * scores.norms[listed.groups], 0.0))
 
 
 class _Search(NamedTuple):
@@ -77,10 +101,11 @@ class _Search(NamedTuple):
 
 
 def _narrow(scores: Scores, n, most: int, near) -> _Search:
-    """Finds a pivot that at least `n` scores reach and for which at most `most` are marked.
+    """Finds a pivot that `n` scores surely reach and for which at most `most` are marked.
 
-    Without one, either all positive scores are fewer than `n` and in `words`, or `low` is the n-th
-    largest score, and the list cannot hold all that equal it.
+    Without one, either fewer than `n` scores are surely positive, `low` is below LOWEST, and all
+    that may be are marked; or so many equal the n-th largest, or nearly do, that the list cannot
+    hold them.
     """
 
     def done(s: _Search):
@@ -116,23 +141,20 @@ def _narrow(scores: Scores, n, most: int, near) -> _Search:
     )
 
 
-def _among_candidates(scores: Scores, n, size: int, words) -> tuple[Entries, Array]:
-    """Selects among listed candidates."""
-    listed, share = entries(words, 2 * size), scores.share
-    rows, latents, filled = listed.indices, listed.groups, listed.offsets[-1]
-    valid = jnp.arange(2 * size, dtype=jnp.int32) < filled
-    values = scores.values(rows, latents, filled) * scores.norms[latents]
-    bits = jnp.where(valid, lax.bitcast_convert_type(values, jnp.int32), 0)
+def _among_candidates(scores: Scores, n, size: int, words):
+    """Selects among listed candidates; no further passes."""
+    listed, share = candidates(scores, words, 2 * size), scores.share
+    rows, place = listed.entries.indices, listed.entries.groups + share.first
+    bits = lax.bitcast_convert_type(listed.scores, jnp.int32)
 
     def count(chosen):
         return share.total(jnp.sum(chosen, dtype=jnp.int32))
 
-    n = jnp.minimum(n, count(valid))
+    n = jnp.minimum(n, count(bits >= LOWEST))
     threshold = last_that(lambda pivot: count(bits >= pivot) >= n, LOWEST, ABOVE)
     above = count(bits > threshold)
     equal = bits == threshold
     ties = count(equal) > n - above
-    place = latents + share.first
 
     def first_ones():
         def among(row, last):
@@ -141,17 +163,24 @@ def _among_candidates(scores: Scores, n, size: int, words) -> tuple[Entries, Arr
         return among(*_earliest(lambda *at: count(among(*at)), n - above, scores))
 
     keep = (n > 0) & ((bits > threshold) | lax.cond(ties, first_ones, lambda: equal))
-    return kept(listed, keep, size), threshold
+    return *kept(listed.entries, listed.values, keep, size), threshold, jnp.int32(0)
 
 
-def _among_equals(scores: Scores, n, size: int, threshold) -> tuple[Entries, Array]:
-    """Selects where more scores equal the threshold than the list of candidates holds."""
-    value, share = _float(threshold), scores.share
-    above, equal = scores.by_rows(lambda keys: (pack(keys() > value), pack(keys() == value)))
-    place = jnp.arange(scores.norms.size, dtype=jnp.int32) + share.first
+def _among_all(scores: Scores, n, size: int):
+    """Selects by products alone, in a pass for each of the threshold's bits."""
+    share = scores.share
 
     def count(words):
         return share.total(jnp.minimum(places(words), size + 1))
+
+    def reached(pattern):
+        return scores.reaching(_float(pattern))
+
+    n = jnp.minimum(n, count(reached(jnp.int32(LOWEST))))
+    threshold = last_that(lambda pivot: count(reached(pivot)) >= n, LOWEST, ABOVE)
+    above = reached(threshold + 1)
+    equal = reached(threshold) & ~above
+    place = jnp.arange(scores.norms.size, dtype=jnp.int32) + share.first
 
     def among(row, last):
         before = first_rows(len(equal), row)[:, None]
@@ -159,7 +188,9 @@ def _among_equals(scores: Scores, n, size: int, threshold) -> tuple[Entries, Arr
         return equal & (before | jnp.where(place[None, :] <= last, own, jnp.uint32(0)))
 
     at = _earliest(lambda *at: count(among(*at)), n - count(above), scores)
-    return entries(above | among(*at), size), threshold
+    found = entries(above | among(*at), size)
+    values = scores.values(found.indices, found.groups, found.offsets[-1])
+    return found, values, threshold, jnp.int32(33)
 
 
 def _earliest(count: Callable, needed, scores: Scores):

@@ -2,7 +2,7 @@
 
 Latents are put into groups. The n-th largest of the groups' maxima is reached by n scores at least,
 hence by the n largest, and by few more: it marks the candidates, and the exact cut is searched in
-their short list.
+their short list. For streamed scores, maxima are of what scores surely reach, marks of what may.
 """
 
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int32
 from .bitmap import by_index, entries, kept, pack, row_counts
 from .cut_rows import cut
 from .scores import ABOVE, LOWEST, Scores
-from .select import Selection
+from .select import Selection, candidates
 
 # Latents of a group, where groups are many more than are selected.
 _GROUP = 32
@@ -36,8 +36,8 @@ def select_rows(scores: Scores, n: Int32[Array, ""], *, most: int) -> Selection:
     place = share.first + jnp.arange(latents, dtype=jnp.int32)
 
     def mark(keys):
-        pivot = _pivot(_maxima(keys(), most), n, scores)
-        return pack(keys() >= pivot[:, None])
+        pivot = _pivot(_maxima(keys(-1), most), n, scores)
+        return pack(keys(1) >= pivot[:, None])
 
     def among_all():
         def part(keys):
@@ -45,12 +45,13 @@ def select_rows(scores: Scores, n: Int32[Array, ""], *, most: int) -> Selection:
             level, last = lax.bitcast_convert_type(level, jnp.float32)[:, None], last[:, None]
             return pack((keys() > level) | (keys() == level) & (place[None, :] <= last))
 
-        return entries(scores.by_rows(part), most * scores.rows)
+        found = entries(scores.by_rows(part), most * scores.rows)
+        return found, scores.values(found.indices, found.groups, found.offsets[-1])
 
     words = scores.by_rows(mark)
     crowded = share.total(jnp.any(row_counts(words) > 2 * most).astype(jnp.int32)) > 0
-    found = lax.cond(crowded, among_all, lambda: _among_candidates(scores, n, most, words))
-    return Selection(found, jnp.int32(ABOVE), 2 + crowded.astype(jnp.int32))
+    found, values = lax.cond(crowded, among_all, lambda: _among_listed(scores, n, most, words))
+    return Selection(found, values, jnp.int32(ABOVE), 2 + crowded.astype(jnp.int32))
 
 
 def _maxima(keys: Float[Array, "C L"], most: int) -> Float[Array, "C G"]:
@@ -69,25 +70,23 @@ def _pivot(maxima: Float[Array, "C G"], n, scores: Scores) -> Float[Array, " C"]
     level, _ = cut(maxima, jnp.zeros((1, maxima.shape[1]), jnp.int32), n, share)
     positive = share.total(jnp.sum(maxima > 0, axis=1, dtype=jnp.int32))
     level = jnp.where(positive >= n, level, LOWEST)
-    return scores.below(lax.bitcast_convert_type(level, jnp.float32))
+    return lax.bitcast_convert_type(level, jnp.float32)
 
 
-def _among_candidates(scores: Scores, n, most: int, words):
+def _among_listed(scores: Scores, n, most: int, words):
     """Selects among listed candidates, of which each row has at most twice `most`."""
     rows, width, share = scores.rows, 2 * most, scores.share
-    listed = entries(words, width * rows)
-    row, latents = listed.indices, listed.groups
-    values = scores.values(row, latents, listed.offsets[-1]) * scores.norms[latents]
-    places = share.first + latents
-    offsets, slots = by_index(listed, rows)
+    listed = candidates(scores, words, width * rows)
+    row, places = listed.entries.indices, share.first + listed.entries.groups
+    offsets, slots = by_index(listed.entries, rows)
     at = jnp.where(slots < slots.size, row * width + slots - offsets[row], slots.size)
 
     def arranged(a):
         out = jnp.zeros(rows * width, a.dtype).at[at].set(a, mode="drop", unique_indices=False)
         return out.reshape(rows, width)
 
-    level, last = cut(arranged(values), arranged(places), n, share)
+    level, last = cut(arranged(listed.scores), arranged(places), n, share)
     level = lax.bitcast_convert_type(level, jnp.float32)[row]
-    keep = (values > level) | (values == level) & (places <= last[row])
-    keep = keep & (jnp.arange(keep.size, dtype=jnp.int32) < listed.offsets[-1])
-    return kept(listed, keep, most * rows)
+    keep = (listed.scores > level) | (listed.scores == level) & (places <= last[row])
+    keep = keep & (slots < slots.size)
+    return kept(listed.entries, listed.values, keep, most * rows)

@@ -19,11 +19,14 @@ class Sparse:
     """The sparse step, with clipping and AuxK as by default."""
 
     kind = "sparse"
+    activation = "batch_topk"
 
     def __init__(self, problem: Problem):
         s = problem.shape
         self._models = s.models
-        config = DictionaryConfig(latents=s.latents, k=s.k, loss="mse", code_norm="sae")
+        config = DictionaryConfig(
+            latents=s.latents, k=s.k, activation=self.activation, loss="mse", code_norm="sae"
+        )
         train = TrainConfig(
             batch=s.batch, lr=problem.rate, warmup=0, beta1=0.0, step=self.kind, dtype="float32"
         )
@@ -73,6 +76,12 @@ class Dense(Sparse):
     """The dense step with the same optimizer."""
 
     kind = "dense"
+
+
+class SparseTopK(Sparse):
+    """The sparse step of a dictionary that selects for each row."""
+
+    activation = "topk"
 
 
 class Encoder:

@@ -44,6 +44,7 @@ class Problem(NamedTuple):
         encoder: Encoder, [M D, L].
         decoder: Decoder, its rows of norm 1, [L, M D].
         first_loss: Squared error of the first batch, summed over widths and averaged over rows.
+        first_loss_by_row: The same where each row keeps its k largest, for TopK.
         rate: Learning rate.
     """
 
@@ -52,6 +53,7 @@ class Problem(NamedTuple):
     encoder: np.ndarray
     decoder: np.ndarray
     first_loss: float
+    first_loss_by_row: float
     rate: float = 1e-4
 
     @property
@@ -80,17 +82,25 @@ def make_problem(name: str, batches: int = 4) -> Problem:
     noise = 0.05 * rng.standard_normal((batches, shape.batch, width), np.float32)
     rows = values @ decoder[rng.permutation(shape.latents)[:used]] + noise
     encoder = np.ascontiguousarray(decoder.T)
-    loss = _first_loss(rows[0], decoder, shape.k)
-    return Problem(shape, rows, encoder, decoder, loss)
+    codes = np.maximum(rows[0] @ encoder, 0)
+    losses = (
+        _first_loss(rows[0], decoder, _largest(some, n).reshape(codes.shape))
+        for some, n in ((codes.reshape(1, -1), shape.k * shape.batch), (codes, shape.k))
+    )
+    return Problem(shape, rows, encoder, decoder, *losses)
 
 
-def _first_loss(x: np.ndarray, decoder: np.ndarray, k: int) -> float:
-    """Returns the first loss by sorting; the decoder's rows have norm 1 and rank nothing."""
-    codes = np.maximum(x @ decoder.T, 0).ravel()
+def _largest(codes: np.ndarray, n: int) -> np.ndarray:
+    """Returns each row's n largest codes and 0 elsewhere, by sorting."""
     kept = np.zeros_like(codes)
-    largest = np.argpartition(-codes, k * len(x))[: k * len(x)]
-    kept[largest] = codes[largest]
-    error = x - kept.reshape(len(x), -1) @ decoder
+    places = np.argpartition(-codes, n, axis=1)[:, :n]
+    np.put_along_axis(kept, places, np.take_along_axis(codes, places, axis=1), axis=1)
+    return kept
+
+
+def _first_loss(x: np.ndarray, decoder: np.ndarray, codes: np.ndarray) -> float:
+    """Returns the first loss; the decoder's rows have norm 1 and rank nothing."""
+    error = x - codes @ decoder
     return float(np.mean(np.sum(error.astype(np.float64) ** 2, axis=1)))
 
 

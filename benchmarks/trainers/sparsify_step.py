@@ -24,8 +24,9 @@ class Sparsify:
         )
 
     def first(self) -> float:
-        """Does a step and returns its loss."""
-        return self._take(0)
+        """Does a step and returns its squared error."""
+        x = self._rows[0]
+        return self._take(0) * (x - x.mean(0)).square().sum().item() / len(x)
 
     def step(self, i: int) -> None:
         """Does a step."""

@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdiff.dictionaries.dictionary import Dictionary, accumulation
+from jaxdiff.dictionaries.dictionary import Dictionary
+from jaxdiff.kernels.product import accumulation
 
 
 def decode(

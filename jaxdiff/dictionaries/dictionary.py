@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdiff.kernels.largest import largest_per_row
+from jaxdiff.kernels.product import accumulation
 
 Activation = Literal["relu", "topk", "batch_topk", "jumprelu", "group_max"]
 CodeNorm = Literal["crosscoder", "sae", "mixed", "none", "decoupled"]
@@ -179,13 +180,6 @@ def encode(d: Dictionary, x: Float[Array, "R M D"]) -> Float[Array, "R L"] | Flo
     else:
         keep = _top_rows(keys, jnp.int32(round(d.k)))
     return jnp.where(keep, _per_model(d, f), 0.0)
-
-
-def accumulation(dtype: Any) -> dict[str, Any]:
-    """Returns how products of a dtype are summed: in float32, of factors that are not rounded."""
-    # By default TPUs and recent GPUs round float32 factors to fewer bits.
-    precision = "highest" if jnp.dtype(dtype) == jnp.float32 else "default"
-    return {"preferred_element_type": jnp.float32, "precision": precision}
 
 
 def _per_model(d: Dictionary, f: Float[Array, "R L"]) -> Float[Array, "R *ML"]:

@@ -7,12 +7,12 @@ from jaxtyping import Array, Float
 
 from jaxdiff.dictionaries.dictionary import (
     Dictionary,
-    accumulation,
     code_norms,
     read_by,
     written_by,
 )
 from jaxdiff.errors import JaxdiffError
+from jaxdiff.kernels.product import accumulation
 
 
 def fold(d: Dictionary, mean: Float[Array, "S D"], scale: Float[Array, " S"]) -> Dictionary:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
-from jaxdiff.dictionaries.dictionary import accumulation
+from jaxdiff.kernels.product import accumulation
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.progress import log
 from jaxdiff.training.compiled import is_sparse

@@ -11,7 +11,7 @@ from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.dictionary import combined_norms
 from jaxdiff.dictionaries.loss import reconstruction_loss
 from jaxdiff.kernels.bitmap import Entries, by_index
-from jaxdiff.kernels.encode_marks.xla import product
+from jaxdiff.kernels.product import product
 from jaxdiff.kernels.row_adam import Schedule, Table, update_rows
 from jaxdiff.kernels.scores import Held, Scores, Share, stream
 from jaxdiff.training.rows import RowState
@@ -23,7 +23,7 @@ class Codes(NamedTuple):
 
     Attributes:
         entries: By latent; indices are rows.
-        values: Value of each of them, 0 for those that are none.
+        values: Value of each of them.
         by_row: Latents, values and offsets, as `weighted_gather` takes them.
     """
 

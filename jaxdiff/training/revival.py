@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from jaxdiff.config import DictionaryConfig
 from jaxdiff.dictionaries.aux_k import most_used, unexplained
-from jaxdiff.dictionaries.dictionary import accumulation
 from jaxdiff.kernels.cut_rows import cut_rows
+from jaxdiff.kernels.product import accumulation
 from jaxdiff.kernels.row_adam import Schedule, update_rows
 from jaxdiff.kernels.scores import LOWEST, Scores
 from jaxdiff.training.rows import Tables
@@ -92,8 +92,8 @@ def _revive(start: Revived, W_dec, error, count, config: DictionaryConfig):
     start = start._replace(listed=listed, cut=cut)
     rows = error.reshape(start.slope.shape)
 
-    def decode(total, latents, codes):
-        return total + _product(codes, W_dec[latents])
+    def decode(total, latents):
+        return total + _product(_codes(start, scores, latents), W_dec[latents])
 
     guess = scores.share.total(_fold(start, decode, jnp.zeros_like(rows)))
     loss, slope = jax.value_and_grad(unexplained, argnums=1)(error, guess.reshape(error.shape))
@@ -105,7 +105,8 @@ def squares(
 ) -> Float[Array, ""]:
     """Returns the squared norm of the dead latents' gradient, on this device."""
 
-    def add(total, latents, codes):
+    def add(total, latents):
+        codes = _codes(revived, revived.scores, latents)
         gradient = _gradient(revived, W_dec, x, latents, codes)
         return total + sum(jnp.sum(jnp.square(g)) for g in gradient)
 
@@ -121,7 +122,11 @@ def apply(
 ) -> Tables:
     """Updates the dead latents' rows."""
 
-    def update(tables, latents, codes):
+    def update(tables, latents):
+        # Of the tables as they are: rows of dead latents have not moved before their own block, and
+        # the old encoder would be kept as a copy.
+        scores = revived.scores.with_encoder(tables.W_enc.params, tables.b_enc.params[:, 0])
+        codes = _codes(revived, scores, latents)
         W_enc, b_enc, W_dec = _gradient(revived, tables.W_dec.params, x, latents, codes)
 
         def move(table, rows):
@@ -137,22 +142,26 @@ def apply(
 
 
 def _fold(revived: Revived, take: Callable, state: State) -> State:
-    """Folds `take(state, latents, codes)` over blocks of dead latents; latent L is none."""
-    scores, count = revived.scores, jnp.sum(revived.dead, dtype=jnp.int32)
-    patterns, equals = revived.cut
-    cut = lax.bitcast_convert_type(patterns, jnp.float32)[:, None]
+    """Folds `take(state, latents)` over blocks of dead latents; latent L is none."""
+    count = jnp.sum(revived.dead, dtype=jnp.int32)
 
     def step(carry):
         at, state = carry
         latents = lax.dynamic_slice(revived.listed, (at,), (_BLOCK,))
-        values = scores.columns(latents)
-        ranked = values * scores.norms[latents][None, :]
-        place = (scores.share.first + latents)[None, :]
-        keep = (ranked > cut) | (ranked == cut) & (place <= equals[:, None])
-        keep = keep & (latents < revived.dead.size)[None, :]
-        return at + _BLOCK, take(state, latents, jnp.where(keep, values, 0.0))
+        return at + _BLOCK, take(state, latents)
 
     return lax.while_loop(lambda carry: carry[0] < count, step, (jnp.int32(0), state))[1]
+
+
+def _codes(revived: Revived, scores: Scores, latents) -> Float[Array, "B n"]:
+    """Returns the values of a block of dead latents where they are above their rows' cuts."""
+    patterns, equals = revived.cut
+    cut = lax.bitcast_convert_type(patterns, jnp.float32)[:, None]
+    values = scores.columns(latents)
+    ranked = values * scores.norms[latents][None, :]
+    place = (scores.share.first + latents)[None, :]
+    keep = (ranked > cut) | (ranked == cut) & (place <= equals[:, None])
+    return jnp.where(keep & (latents < revived.dead.size)[None, :], values, 0.0)
 
 
 def _gradient(revived: Revived, W_dec, x, latents, codes) -> tuple[Array, Array, Array]:

@@ -64,8 +64,7 @@ def sparse_step(
     total = scores.share.total
     selection = _select(scores, k, state.near, config)
     found = selection.entries
-    values = scores.values(found.indices, found.groups, found.offsets[-1])
-    codes = in_both_orders(found, values, x.shape[0])
+    codes = in_both_orders(found, selection.values, x.shape[0])
     guess = total(weighted_gather(tables.W_dec.params, *codes.by_row))
     error, reconstruction, slope = reconstruct(x, guess, tables.b_dec.params, config)
     gradient = _gradient(tables, codes, rows, slope)

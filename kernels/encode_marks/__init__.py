@@ -16,23 +16,26 @@ def encode_marks(
     W: Float[Array, "L K"],
     b: Float[Array, " L"],
     norms: Float[Array, " L"],
-    low: Float[Array, ""],
-    high: Float[Array, ""],
+    pivot: Float[Array, ""],
+    slack: tuple[Float[Array, " B"], Float[Array, " L"]],
     *,
     dtype: DTypeLike = jnp.float32,
     implementation: Implementation | None = None,
 ) -> tuple[UInt32[Array, "W L"], Int32[Array, ""]]:
-    """Marks the places where a key reaches `low`, and counts the keys that reach `high`.
+    """Marks the places where a key may reach a pivot, and counts the keys that surely do.
 
-    keys = (x W^T + b) * norms, summed in float32. No array of B x L keys is made.
+    keys = (x W^T + b) * norms, summed in float32. Another sum may give another number: how far from
+    this one is bounded by the slack of its row times that of its latent. No array of B x L keys is
+    made.
 
     Args:
         x: Rows, float32.
         W: Encoder weights, float32.
         b: Encoder bias.
         norms: Code norms, 0 or more.
-        low: Positive; NaN does not reach it.
-        high: At least `low`.
+        pivot: Positive; NaN does not reach it.
+        slack: Of rows and of latents, 0 or more: marked is where key + slack reaches the pivot,
+            counted where key - slack does.
         dtype: What the factors of the product are rounded to: bfloat16, or float32, which is not
             rounded on any platform.
         implementation: `xla`, `pallas_tpu`, `pallas_gpu`, or None for the platform's.
@@ -55,4 +58,4 @@ def encode_marks(
         "pallas_gpu": gpu.encode_marks,
     }
     known = {name: functools.partial(op, dtype=dtype) for name, op in known.items()}
-    return dispatch(known, implementation, x, W, b, norms, low, high)
+    return dispatch(known, implementation, x, W, b, norms, pivot, slack)

@@ -9,7 +9,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, DTypeLike, Float, Int32, UInt32
 
-from .xla import WORD, product
+from ..bitmap import WORD
+from ..product import product
 
 # Rows of a tile of bfloat16; of float32, whose product takes six passes, half of them are enough.
 _ROWS, _LANES = 2048, 1024
@@ -25,8 +26,8 @@ def encode_marks(
     W: Float[Array, "L K"],
     b: Float[Array, " L"],
     norms: Float[Array, " L"],
-    low: Float[Array, ""],
-    high: Float[Array, ""],
+    pivot: Float[Array, ""],
+    slack: tuple[Float[Array, " B"], Float[Array, " L"]],
     *,
     dtype: DTypeLike,
     interpret: bool | pltpu.InterpretParams = False,
@@ -42,7 +43,8 @@ def encode_marks(
     # have keys of NaN, and latents that fill up have norms of 0: neither reaches anything.
     x = jnp.pad(x, ((0, 0), (0, -inner % _DEPTHS[-1]))).astype(dtype)
     x = jnp.pad(x, ((0, -rows % height), (0, 0)), constant_values=jnp.nan)
-    b, norms = (jnp.pad(a, (0, -latents % _LANES))[None, :] for a in (b, norms))
+    b, norms, loose = (jnp.pad(a, (0, -latents % _LANES))[None, :] for a in (b, norms, slack[1]))
+    by_row = jnp.pad(slack[0], (0, -rows % height))[:, None]
     depth = next(d for d in _DEPTHS if x.shape[1] % d == 0)
     grid = b.size // _LANES, x.shape[0] // height, x.shape[1] // depth
     tiles = 2 * depth * (height * x.dtype.itemsize + _LANES * W.dtype.itemsize)
@@ -58,8 +60,8 @@ def encode_marks(
             in_specs=[
                 pl.BlockSpec((height, depth), lambda j, i, k, _: (i, k)),
                 pl.BlockSpec((_LANES, depth), lambda j, i, k, _: (j, k)),
-                pl.BlockSpec((1, _LANES), lambda j, i, k, _: (0, j)),
-                pl.BlockSpec((1, _LANES), lambda j, i, k, _: (0, j)),
+                *[pl.BlockSpec((1, _LANES), lambda j, i, k, _: (0, j))] * 3,
+                pl.BlockSpec((height, 1), lambda j, i, k, _: (i, 0)),
             ],
             out_specs=(
                 pl.BlockSpec((height // WORD, _LANES), lambda j, i, k, _: (i, j)),
@@ -69,7 +71,7 @@ def encode_marks(
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=tiles + 4 * height * _LANES * 4 + 2**23,
+            vmem_limit_bytes=tiles + 4 * height * _LANES * 4 + 2 * height * 128 * 4 + 2**23,
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * rows * latents * inner,
@@ -78,7 +80,7 @@ def encode_marks(
         ),
         interpret=interpret,
         name="encode_marks",
-    )(jnp.stack([low, high]), x, W, b, norms)
+    )(jnp.stack([pivot]), x, W, b, norms, loose, by_row)
     return lax.bitcast_convert_type(words, jnp.uint32), jnp.sum(counts, dtype=jnp.int32)
 
 
@@ -88,7 +90,7 @@ def _height(rows: int, most: int) -> int:
     return pl.cdiv(each, _SLAB) * _SLAB if rows > _SLAB else pl.cdiv(rows, WORD) * WORD
 
 
-def _kernel(bounds, x, W, b, norms, words, counts, total, *, inner):
+def _kernel(pivot, x, W, b, norms, loose, by_row, words, counts, total, *, inner):
     i, k = pl.program_id(1), pl.program_id(2)
     depth = x.shape[1]
 
@@ -112,8 +114,10 @@ def _kernel(bounds, x, W, b, norms, words, counts, total, *, inner):
         (height, lanes), slab = total.shape, min(total.shape[0], _SLAB)
         bit = jnp.left_shift(1, lax.broadcasted_iota(jnp.int32, (slab, lanes), 0) % WORD)
         for at in range(0, height, slab):
-            keys = (total[pl.ds(at, slab), :] + b[...]) * norms[...]
-            marks = jnp.where(keys >= bounds[0], bit, 0).reshape(-1, WORD, lanes)
+            part = pl.ds(at, slab)
+            keys = (total[part, :] + b[...]) * norms[...]
+            slack = by_row[part, :] * loose[...]
+            marks = jnp.where(keys + slack >= pivot[0], bit, 0).reshape(-1, WORD, lanes)
             words[pl.ds(at // WORD, slab // WORD), :] = jnp.sum(marks, axis=1)
-            reached = (keys >= bounds[1]).astype(jnp.int32).reshape(-1, _SUBLANES, lanes)
+            reached = (keys - slack >= pivot[0]).astype(jnp.int32).reshape(-1, _SUBLANES, lanes)
             counts[0] += jnp.sum(reached, axis=0)

@@ -4,12 +4,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Int32, UInt32
 
-from ..bitmap import pack, places
-
-# Rows of a word of the bit map.
-WORD = 32
-# Keys that are held at a time.
-_KEYS = 1 << 24
+from ..bitmap import WORD, pack, places
+from ..product import chunks, product
 
 
 def encode_marks(
@@ -17,48 +13,21 @@ def encode_marks(
     W: Float[Array, "L K"],
     b: Float[Array, " L"],
     norms: Float[Array, " L"],
-    low: Float[Array, ""],
-    high: Float[Array, ""],
+    pivot: Float[Array, ""],
+    slack: tuple[Float[Array, " B"], Float[Array, " L"]],
     *,
     dtype: DTypeLike,
 ) -> tuple[UInt32[Array, "W L"], Int32[Array, ""]]:
     """Marks and counts chunk by chunk of rows; see `jaxdiff.kernels.encode_marks`."""
-    W = W.astype(dtype)
+    W, latents = W.astype(dtype), W.shape[0]
 
-    def mark(rows):
+    def mark(part):
+        rows, loose = part
         keys = (product(rows, W) + b[None, :]) * norms[None, :]
-        return pack(keys >= low), places(pack(keys >= high))
+        loose = loose * slack[1][None, :]
+        return pack(keys + loose >= pivot), places(pack(keys - loose >= pivot))
 
-    words, counts = lax.map(mark, chunks(x.astype(dtype), W.shape[0]))
-    words = words.reshape(-1, W.shape[0])[: -(-x.shape[0] // WORD)]
+    parts = chunks(x.astype(dtype), latents), chunks(slack[0][:, None], latents)
+    words, counts = lax.map(mark, parts)
+    words = words.reshape(-1, latents)[: -(-x.shape[0] // WORD)]
     return words, jnp.sum(counts, dtype=jnp.int32)
-
-
-def chunks(x: Float[Array, "B K"], latents: int, keys: int | None = None) -> Float[Array, "n C K"]:
-    """Cuts rows into equal chunks of whole words.
-
-    Args:
-        x: Rows.
-        latents: Number of latents.
-        keys: Keys that a chunk has at most, if it is not a single word; by default 2^24.
-
-    Returns:
-        Chunks; what fills the last one up has keys of NaN, which reach nothing.
-    """
-    most = max((keys or _KEYS) // latents // WORD, 1) * WORD
-    count = -(-x.shape[0] // most)
-    each = -(-x.shape[0] // (count * WORD)) * WORD
-    x = jnp.pad(x, ((0, count * each - x.shape[0]), (0, 0)), constant_values=jnp.nan)
-    return x.reshape(count, each, -1)
-
-
-def product(x: Float[Array, "C K"], W: Float[Array, "L K"]) -> Float[Array, "C L"]:
-    """Returns `x W^T`, summed in float32."""
-    # Float32 factors are meant: TPUs and recent GPUs would otherwise round them.
-    return lax.dot_general(
-        x,
-        W,
-        (((1,), (1,)), ((), ())),
-        precision="highest" if x.dtype == jnp.float32 else "default",
-        preferred_element_type=jnp.float32,
-    )

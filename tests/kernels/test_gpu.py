@@ -61,7 +61,7 @@ def test_row_adam_lowers(dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_encode_marks_lowers(dtype):
-    vectors = array(LATENTS), array(LATENTS), array(), array()
+    vectors = array(LATENTS), array(LATENTS), array(), (array(ROWS), array(LATENTS))
 
     def mark(*operands):
         return encode_marks(*operands, dtype=dtype)
@@ -126,15 +126,20 @@ def test_encode_marks(monkeypatch, dtype):
     b, norms = rng.integers(-2, 3, 130).astype(np.float32), rng.random(130) > 0.1
     x[33, 2] = np.nan
     keys = (x @ W.T + b) * norms
-    operands = *(jnp.asarray(a, jnp.float32) for a in (x, W, b, norms)), jnp.float32(4)
+    by_row, by_latent = (rng.choice([0, 1, 2], n).astype(np.float32) for n in keys.shape)
+    slack = by_row[:, None] * by_latent
     words, count = marks_gpu.encode_marks(
-        *operands, jnp.float32(9), dtype=dtype, interpret=SIMULATED
+        *(jnp.asarray(a, jnp.float32) for a in (x, W, b, norms)),
+        jnp.float32(6),
+        (jnp.asarray(by_row), jnp.asarray(by_latent)),
+        dtype=dtype,
+        interpret=SIMULATED,
     )
     marks = np.zeros((64, 130), bool)
-    marks[:37] = keys >= 4
+    marks[:37] = keys + slack >= 6
     bits = marks.reshape(2, 32, 130) * 2 ** np.arange(32, dtype=np.uint32)[None, :, None]
     np.testing.assert_array_equal(words, bits.sum(axis=1))
-    assert count == np.sum(keys >= 9) > 0
+    assert np.sum(keys >= 6) > count == np.sum(keys - slack >= 6) > 0
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from jaxdiff.kernels import select as select_module
 from jaxdiff.kernels.bitmap import by_index, entries, pack, pack_places, places
 from jaxdiff.kernels.scores import Held, Share, stream
 from jaxdiff.kernels.select import select
@@ -183,24 +184,45 @@ def test_rows_whose_largest_are_in_one_group_are_selected_all_the_same(brute_for
     np.testing.assert_array_equal(marked(found.entries, pre.shape), by_row(brute_force, pre, 4))
 
 
-def test_sums_in_another_order_lose_no_candidate():
-    """Products of bfloat16 factors, whose list is cut by sums in another order."""
+def streamed(rows, latents, inner, scale=1.0):
+    """Returns scores of bfloat16 factors of which a few rows and latents are larger than others."""
     rng = np.random.default_rng(0)
-    x, W = (rng.normal(size=(n, 96)).astype(np.float32) for n in (64, 128))
-    ones = jnp.ones(128)
+    x, W = (jnp.asarray(rng.normal(size=(n, inner)), jnp.float32) for n in (rows, latents))
+    x, W = x.at[3].multiply(scale), W.at[5].multiply(scale)
+    squares, ones = jnp.sum(jnp.square(W), axis=1), jnp.ones(latents)
+    return stream(x, W, 0 * ones, ones, squares, Share(jnp.int32(0)), jnp.bfloat16)
+
+
+def test_sums_in_another_order_lose_no_candidate():
+    """The first pivot is the n-th product; the n largest of the other sums are selected."""
 
     @jax.jit
-    def run(x, W):
-        share, squares = Share(jnp.int32(0)), jnp.sum(jnp.square(W), axis=1)
-        made = stream(x, W, 0 * ones, ones, squares, share, jnp.bfloat16)
+    def both():
+        made = streamed(64, 128, 96)
         rows, latents = jnp.divmod(jnp.arange(64 * 128, dtype=jnp.int32), 128)
-        exact = made.values(rows, latents, jnp.int32(rows.size)).reshape(64, 128)
-        found = select(made, jnp.int32(500), size=500, near=jnp.int32(0x3F800000))
-        return exact, found.entries
+        other = made.values(rows, latents, jnp.int32(rows.size))
+        return made.by_rows(lambda keys: keys()), other.reshape(64, 128)
 
-    exact, found = run(x, W)
-    cut = np.sort(np.asarray(exact), axis=None)[-500]
-    np.testing.assert_array_equal(marked(found, (64, 128)), np.asarray(exact) >= cut)
+    @jax.jit
+    def run(n, near):
+        return select(streamed(64, 128, 96), n, size=900, near=near).entries
+
+    products, other = (np.asarray(a) for a in both())
+    assert not np.array_equal(products, other)
+    for n in range(400, 900, 3):
+        pivot = np.sort(products, axis=None)[-n].view(np.int32)
+        found = run(jnp.int32(n), jnp.int32(pivot + select_module._MARGIN))
+        np.testing.assert_array_equal(
+            marked(found, (64, 128)), other >= np.sort(other, axis=None)[-n]
+        )
+
+
+def test_a_few_large_rows_and_latents_cost_no_further_pass():
+    @jax.jit
+    def run(near):
+        return select(streamed(96, 256, 1024, 30.0), jnp.int32(900), size=900, near=near)
+
+    assert int(run(run(jnp.int32(0x3F800000)).threshold).passes) == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (31, 5), (32, 8), (65, 3)])

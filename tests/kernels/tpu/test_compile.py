@@ -87,7 +87,8 @@ def test_gathered_dots(on_tpu, source):
 
 
 def encoder(array, rows, width, latents):
-    vectors = array((latents,)), array((latents,)), array(()), array(())
+    slack = array((rows,)), array((latents,))
+    vectors = array((latents,)), array((latents,)), array(()), slack
     return array((rows, width)), array((latents, width)), *vectors
 
 
