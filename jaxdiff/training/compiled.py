@@ -154,6 +154,14 @@ def compile_init(
             fix="raise k, k_start or train.batch",
         )
 
+    listed = 2 * most * train.batch * mesh.size
+    if not config.penalised and is_sparse(config, train) and listed >= 2**31:
+        raise JaxdiffError(
+            f"selection counts to 2^31 - 1, not to 2 k batch devices = {listed:.3g}",
+            where="train.step",
+            fix="lower train.batch or k, take fewer devices, or set train.step to dense",
+        )
+
     def start(x, normalization, *, key) -> State:
         state = init_state(config, train, normalization.apply(x.astype(jnp.float32)), key=key)
         return to_rows(state, train) if is_sparse(config, train) else state

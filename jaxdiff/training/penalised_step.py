@@ -12,13 +12,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, UInt32
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
-from jaxdiff.dictionaries.dictionary import accumulation, combined_norms
 from jaxdiff.dictionaries.loss import Parts, squares_by_model
-from jaxdiff.dictionaries.penalties import TANH_SCALE
 from jaxdiff.kernels.bitmap import entries, places
 from jaxdiff.kernels.gathered_dots import gathered_dots
+from jaxdiff.kernels.product import accumulation
 from jaxdiff.kernels.row_adam import move, row_adam, row_squares
 from jaxdiff.kernels.scores import Scores
+from jaxdiff.kernels.segment_sums import segment_sums
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.training.listed import (
     in_both_orders,
@@ -27,6 +27,7 @@ from jaxdiff.training.listed import (
     schedule_of,
     scores_of,
 )
+from jaxdiff.training.penalty_slopes import active, least, pull, slopes
 from jaxdiff.training.rows import RowState, Tables
 from jaxdiff.training.sparsity import annealed_k, l1_weight, update_l1
 from jaxdiff.training.step import Info, idle_after, summarize
@@ -52,8 +53,9 @@ def penalised_step(
     """Does one step of Adam (beta1 = 0) of a relu or jumprelu dictionary on a normalised batch.
 
     Arguments and results are those of `sparse_step`; `passes` is 1 where the work followed the
-    list. For jumprelu that needs thresholds above half the bandwidth: below, the window around a
-    threshold holds most entries.
+    list, which for jumprelu also has the entries in the windows around thresholds: with a wide
+    bandwidth these are many. Of what follows the encoder, only products with all latents are
+    rounded to `train.dtype`; they take the memory of the dense step, also where none is done.
     """
     rows = x.reshape(len(x), -1)
     scores = scores_of(state, rows, config, train, axes, held)
@@ -114,27 +116,6 @@ class _Step(NamedTuple):
     norm: Float[Array, ""]
 
 
-class _Active(NamedTuple):
-    """Entries: their value, whether they are active, and the density of the threshold's window."""
-
-    value: Array
-    keep: Array
-    window: Array
-
-
-class _Slopes(NamedTuple):
-    """The penalty of entries, and the loss's derivatives, by entry.
-
-    Those of `norm` are with respect to the code norm, of `log_threshold` to the threshold's
-    logarithm.
-    """
-
-    penalty: Array
-    pre: Array
-    norm: Array
-    log_threshold: Array
-
-
 def _thresholds(tables: Tables) -> Float[Array, " L"]:
     if tables.threshold is None:
         return jnp.zeros(tables.b_enc.params.size)
@@ -143,59 +124,11 @@ def _thresholds(tables: Tables) -> Float[Array, " L"]:
 
 def _reached(given: _Given, config: DictionaryConfig) -> tuple[UInt32[Array, "W L"], Array]:
     """Returns a map of the entries that have a derivative, and whether lists hold them."""
-    scores, total = given.scores, given.scores.share.total
-    low, pivot = jnp.ones_like(given.threshold), jnp.float32(jnp.finfo(jnp.float32).tiny)
-    holds = jnp.bool_(True)
-    if config.activation == "jumprelu":
-        low, pivot = given.threshold - config.bandwidth / 2, jnp.float32(1)
-        holds = jnp.all(low > 0)
-    words = scores._replace(norms=1 / jnp.where(low > 0, low, 1.0)).reaching(pivot)
-    holds &= places(words) <= slots_of(scores.rows, low.size)
-    return words, total((~holds).astype(jnp.int32)) == 0
-
-
-def _active(pre, threshold, config: DictionaryConfig) -> _Active:
-    if config.activation == "relu":
-        return _Active(jnp.maximum(pre, 0.0), pre > 0, jnp.zeros_like(pre))
-    keep = (pre > 0) & (pre > threshold)
-    near = jnp.abs(pre - threshold) < config.bandwidth / 2
-    return _Active(jnp.where(keep, pre, 0.0), keep, jnp.where(near, 1 / config.bandwidth, 0.0))
-
-
-def _slopes(dot, a: _Active, threshold, norms, weight, config: DictionaryConfig) -> _Slopes:
-    """Returns the derivatives of the loss; see `dictionaries.penalties` for the rules.
-
-    Args:
-        dot: Derivative of the reconstruction term with respect to the values.
-        a: Entries.
-        threshold: Their thresholds.
-        norms: Their code norms.
-        weight: Weight of the penalty of one entry.
-        config: Settings of the dictionary.
-    """
-    direct = 0.0
-    if config.activation == "relu":
-        penalty, rise = a.value * norms, 1.0
-    elif config.penalty == "tanh":
-        penalty = jnp.tanh(TANH_SCALE * a.value * norms)
-        rise = TANH_SCALE * (1 - jnp.square(penalty))
-    else:
-        penalty, rise, direct = a.keep.astype(jnp.float32), 0.0, weight
-    value = dot + weight * rise * norms
-    log_threshold = -threshold * a.window * (threshold * value + direct)
-    pre = jnp.where(a.keep, value, 0.0)
-    return _Slopes(penalty, pre, weight * rise * a.value, log_threshold)
-
-
-def _pull(norm_slopes: Float[Array, " L"], tables: Tables, config: DictionaryConfig):
-    """Returns what each part of a decoder row is pulled by, as a factor of the part, [L, M]."""
-    norms = jnp.sqrt(tables.W_dec.squares)
-
-    def weighted(norms):
-        return jnp.sum(norm_slopes * combined_norms(norms, config.code_norm))
-
-    slopes = jax.grad(weighted)(norms)
-    return jnp.where(norms > 0, slopes / jnp.where(norms > 0, norms, 1.0), 0.0)
+    scores, low = given.scores, least(given.threshold, config)
+    shifted = scores._replace(bias=scores.bias - low, norms=jnp.ones_like(low))
+    words = shifted.reaching(jnp.float32(jnp.finfo(jnp.float32).tiny))
+    over = places(words) > slots_of(scores.rows, low.size)
+    return words, scores.share.total(over.astype(jnp.int32)) == 0
 
 
 def _listed(given: _Given, words, config: DictionaryConfig, train: TrainConfig) -> _Step:
@@ -204,9 +137,11 @@ def _listed(given: _Given, words, config: DictionaryConfig, train: TrainConfig) 
     tables, total, (B, M, D) = state.tables, scores.share.total, x.shape
     found = entries(words, slots_of(B, threshold.size))
     latents, offsets, count = found.groups, found.offsets, found.offsets[-1]
-    here = jnp.arange(latents.size, dtype=jnp.int32)
-    pre = jnp.where(here < count, scores.values(found.indices, latents, count), 0.0)
-    a = _active(pre, threshold[latents], config)
+    pre = scores.values(found.indices, latents, count)
+    valid = jnp.arange(latents.size, dtype=jnp.int32) < count
+    a = jax.tree.map(
+        lambda e: jnp.where(valid, e, jnp.zeros_like(e)), active(pre, threshold[latents], config)
+    )
     guess = total(weighted_gather(tables.W_dec.params, *in_both_orders(found, a.value, B).by_row))
     error, reconstruction, slope = reconstruct(x, guess, tables.b_dec.params, config)
 
@@ -221,11 +156,10 @@ def _listed(given: _Given, words, config: DictionaryConfig, train: TrainConfig) 
         M * count,
     ).reshape(-1, M)
     own = threshold[latents], scores.norms[latents], weight / B
-    s = _slopes(jnp.sum(dots, axis=1), a, *own, config)
-    of_entries = jnp.stack([s.norm, a.keep.astype(jnp.float32)], axis=1)
-    of_entries = jnp.concatenate([of_entries, a.value[:, None] * dots], axis=1)
-    sums = weighted_gather(of_entries, here, jnp.ones(here.size), offsets)
-    pull = _pull(sums[:, 0], tables, config)
+    s = slopes(jnp.sum(dots, axis=1), a, *own, config)
+    of_entries = jnp.stack([s.norm, a.keep.astype(jnp.float32), *(a.value[:, None] * dots).T])
+    norm_slopes, kept, *products = segment_sums(of_entries, offsets)
+    pulls = pull(norm_slopes, tables.W_dec.squares, config)
 
     ones = jnp.ones((B, 1))
     names, sources = ("W_enc", "b_enc", "W_dec"), (rows, ones, slope)
@@ -233,9 +167,10 @@ def _listed(given: _Given, words, config: DictionaryConfig, train: TrainConfig) 
     if tables.threshold is not None:
         names, sources = (*names, "threshold"), (*sources, ones)
         weights = (*weights, s.log_threshold)
-    # The square of a sum of the listed gradient and the pull, whose product are the sums by model.
+    # Squares of the sum of the listed gradient and the pull, of which the products are known.
     squares = row_squares(sources, found.indices, weights, offsets)
-    squares += jnp.sum(pull * (2 * sums[:, 2:] + pull * tables.W_dec.squares))
+    both = 2 * jnp.stack(products, axis=1) + pulls * tables.W_dec.squares
+    squares = jnp.maximum(squares + jnp.sum(pulls * both), 0.0)
     bias = jnp.sum(slope, axis=0)
     norm = jnp.sqrt(total(squares) + jnp.sum(jnp.square(bias)))
     schedule = schedule_of(state, norm, config, train)
@@ -247,13 +182,13 @@ def _listed(given: _Given, words, config: DictionaryConfig, train: TrainConfig) 
         weights,
         offsets,
         schedule,
-        (None, None, pull, None)[: len(names)],
+        (None, None, pulls, None)[: len(names)],
     )
     new = dict(zip(names, moved, strict=True))
     return _Step(
         tables=tables._replace(**new, b_dec=move_bias(state, bias, schedule)),
         touched=offsets[1:] > offsets[:-1],
-        fired=sums[:, 1] > 0,
+        fired=kept > 0.5,
         error=error,
         reconstruction=reconstruction,
         penalty=total(jnp.sum(s.penalty)) / B,
@@ -272,13 +207,13 @@ def _everywhere(given: _Given, config: DictionaryConfig, train: TrainConfig) -> 
         return jnp.matmul(a.astype(dtype), b.astype(dtype), **accumulation(dtype))
 
     pre = scores._replace(norms=jnp.ones_like(threshold)).by_rows(lambda keys: keys())
-    a = _active(pre, threshold[None], config)
+    a = active(pre, threshold[None], config)
     guess = total(product(a.value, tables.W_dec.params))
     error, reconstruction, slope = reconstruct(x, guess, tables.b_dec.params, config)
     dots = product(slope, tables.W_dec.params.T)
-    s = _slopes(dots, a, threshold[None], scores.norms[None], weight / B, config)
-    pull = _pull(jnp.sum(s.norm, axis=0), tables, config)
-    pulled = (tables.W_dec.params.reshape(-1, M, D) * pull[:, :, None]).reshape(-1, M * D)
+    s = slopes(dots, a, threshold[None], scores.norms[None], weight / B, config)
+    pulls = pull(jnp.sum(s.norm, axis=0), tables.W_dec.squares, config)
+    pulled = (tables.W_dec.params.reshape(-1, M, D) * pulls[:, :, None]).reshape(-1, M * D)
     gradient = {
         "W_enc": product(s.pre.T, rows),
         "b_enc": jnp.sum(s.pre, axis=0)[:, None],

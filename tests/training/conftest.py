@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import pytest
+from jaxdiff.kernels import segments
 
 
 def load(name):
@@ -51,3 +52,10 @@ def _bits(folder):
 def bits():
     """Reads all that must be the same after an interruption."""
     return _bits
+
+
+@pytest.fixture(autouse=True)
+def few_classes(monkeypatch):
+    """Lists are cut into few classes of segments, which compile in a third of the time."""
+    monkeypatch.setattr(segments, "TILE", 4)
+    monkeypatch.setattr(segments, "_WIDTHS", (1, 2, 4))

@@ -30,7 +30,7 @@ def test_times_are_measured():
 
 def test_what_the_sparse_step_does_not_compute_is_dense():
     assert chosen(beta1=0.9) == "dense"
-    assert chosen(SMALL.model_copy(update={"activation": "relu"})) == "dense"
+    assert chosen(SMALL.model_copy(update={"activation": "gated"})) == "dense"
     assert chosen(SMALL.model_copy(update={"code_norm": "decoupled"})) == "dense"
 
 

@@ -60,12 +60,14 @@ def both(config, train, steps, seed=0, held=True, bias=0.0):
 
 
 CASES = {
-    "clipped": ({}, {"clip": 0.05}),
     "annealed": (
         {"k_start": 12.0, "k_anneal": 10, "loss": "mse", "code_norm": "sae"},
         {"clip": None},
     ),
-    "few dead": ({"dead_after": 300, "aux": 0.5, "aux_k": 90, "code_norm": "none"}, {}),
+    "few dead": (
+        {"dead_after": 300, "aux": 0.5, "aux_k": 90, "code_norm": "none"},
+        {"clip": 0.05},
+    ),
     "many dead": ({"dead_after": 100, "aux": 0.5, "aux_k": 3}, {}),
     "rows": ({"activation": "topk", "dead_after": 300, "aux": 0.5, "aux_k": 90}, {}),
 }
@@ -74,12 +76,11 @@ CASES = {
 @pytest.mark.parametrize(
     "case, held",
     [
-        ("clipped", True),
         ("annealed", True),
         ("few dead", False),
         ("many dead", True),
         ("many dead", False),
-        ("rows", True),
+        ("rows", False),
     ],
 )
 def test_twelve_steps_equal_the_dense_step(case, held):
@@ -104,11 +105,10 @@ def test_twelve_steps_equal_the_dense_step(case, held):
 L1 = {"activation": "relu", "l1": 0.3}
 JUMP = {"activation": "jumprelu", "threshold": 0.4, "bandwidth": 0.5, "l1": 0.2}
 PENALISED = {
-    "all": (L1 | {"code_norm": "sae"}, 0.0, True),
-    "few": (L1 | {"code_norm": "mixed"}, -5.0, True),
     "few, streamed": (JUMP, -5.0, False),
     "number": (JUMP | {"penalty": "l0"}, -5.0, True),
-    "wide window": (JUMP | {"bandwidth": 1.0}, -5.0, True),
+    "wide window": (JUMP | {"bandwidth": 2.0}, -4.0, True),
+    "to and fro": (L1 | {"code_norm": "mixed"}, -3.9, True),
 }
 
 
@@ -118,9 +118,10 @@ def test_penalised_steps_equal_the_dense_step(case):
     config = settings(**changes)
     train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, warmup=3, beta1=0.0, clip=0.5)
     a, b, infos = both(config, train, 8, held=held, bias=bias)
-    listed = case not in ("all", "wide window")
+    listed = {"wide window": {0}, "to and fro": {0, 1}}.get(case, {1})
+    assert {int(other.passes) for _, other in infos} == listed
     for one, other in infos:
-        assert int(other.passes) == listed and one.l0 > 0
+        assert one.l0 > 0
         for name in one._fields:
             if name != "passes":
                 np.testing.assert_allclose(
@@ -129,8 +130,9 @@ def test_penalised_steps_equal_the_dense_step(case):
     np.testing.assert_array_equal(b.idle, a.idle)
     mine = to_dictionary(b.tables, config, SHAPE)
     expected = constrain(a.params, config)
+    # A step moves a parameter by up to 1e-3, also where its gradient is hardly more than rounding.
     for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
-        np.testing.assert_allclose(getattr(mine, name), getattr(expected, name), atol=2e-5)
+        np.testing.assert_allclose(getattr(mine, name), getattr(expected, name), atol=2e-4)
 
 
 def test_two_hundred_steps_equal_adam_of_optax():
@@ -182,12 +184,19 @@ def test_a_k_that_rounds_up_selects_no_more_than_there_are_slots():
 
 @pytest.mark.parametrize(
     "shape, activation, held",
-    [((1, 2), "topk", True), ((4, 1), "batch_topk", True), ((2, 4), "batch_topk", False)],
+    [
+        ((1, 2), "topk", True),
+        ((4, 1), "batch_topk", True),
+        ((2, 4), "batch_topk", False),
+        ((2, 2), "jumprelu", False),
+    ],
 )
 def test_every_mesh_takes_the_same_step(monkeypatch, shape, activation, held):
     config = settings(dead_after=300, aux=0.5, aux_k=3, activation=activation)
+    if activation == "jumprelu":
+        config = settings(**JUMP, median_bias=False)
     train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, warmup=3, beta1=0.0, step="sparse")
-    expected, _ = run_on(make_mesh(1, 1), config, train)
+    expected = on_one_device(config, train)
     monkeypatch.setattr(compiled, "_holds_products", lambda mesh: held)
     found, state = run_on(make_mesh(*shape), config, train)
     for one, other in zip(expected, found, strict=True):
@@ -195,6 +204,17 @@ def test_every_mesh_takes_the_same_step(monkeypatch, shape, activation, held):
         np.testing.assert_allclose(other.loss, one.loss, rtol=1e-5)
     rows = state.tables.W_enc.params
     assert rows.sharding.shard_shape(rows.shape)[0] == config.latents // np.prod(shape)
+
+
+_FOUND = {}
+
+
+def on_one_device(config, train):
+    """Returns what `run_on` logs on one device, run once for each dictionary."""
+    name = repr(config)
+    if name not in _FOUND:
+        _FOUND[name] = run_on(make_mesh(1, 1), config, train)[0]
+    return _FOUND[name]
 
 
 def run_on(mesh, config, train):
