@@ -31,20 +31,25 @@ def alternately(
 ) -> dict[str, timing.Summary]:
     """Times sides in turn that have been called before, after one call more and warm-ups.
 
+    In each turn a side is called twice, and the second call is timed: in the first one comes back
+    what the others' turns have pushed out of caches and memory.
+
     Args:
         sides: Functions; what they return is waited for.
-        seconds: Time for each [s].
+        seconds: Time for each, of both calls [s].
 
     Returns:
         Order statistics of the calls of each side [s].
     """
-    plans = {name: timing.plan(_timed(side), seconds) for name, side in sides.items()}
+    plans = {name: timing.plan(_timed(side), seconds / 2) for name, side in sides.items()}
     for name, side in sides.items():
         for _ in range(plans[name].warmups):
             _timed(side)
     names, taken = list(sides), {name: [] for name in sides}
     for turn in timing.alternate([plan.repeats for plan in plans.values()]):
-        taken[names[turn]].append(_timed(sides[names[turn]]))
+        side = sides[names[turn]]
+        _timed(side)
+        taken[names[turn]].append(_timed(side))
     return {name: timing.summarize(times) for name, times in taken.items()}
 
 
