@@ -88,10 +88,8 @@ def candidates(scores: Scores, words: UInt32[Array, "W L"], size: int) -> Candid
 
 
 class _Search(NamedTuple):
-    low: (
-        Array  # At least n reach it, and the list cannot hold the marks; LOWEST - 1 stands for all.
-    )
-    high: Array  # Fewer than n reach it.
+    low: Array  # n surely reach it, and too many may; LOWEST - 1 stands for all.
+    high: Array  # Fewer than n surely reach it.
     pivot: Array
     stride: Array
     words: Array
