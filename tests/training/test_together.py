@@ -81,8 +81,8 @@ def test_courses_that_stopped_at_different_steps_end_together(memory, alone, bit
 
 def test_one_that_does_not_fit_is_refused_before_any_starts(memory, tmp_path):
     source = memory.gaussian_source()
-    configs = {tmp_path / "a": CONFIGS["k2"], tmp_path / "b": DictionaryConfig(activation="relu")}
+    configs = {tmp_path / "a": CONFIGS["k2"], tmp_path / "b": DictionaryConfig(activation="gated")}
     sparse = TRAIN.model_copy(update={"step": "sparse", "beta1": 0.0})
-    with pytest.raises(JaxdiffError, match="activation = relu"):
+    with pytest.raises(JaxdiffError, match="activation = gated"):
         train_together(configs, sparse, source, source.in_order, seed=0)
     assert not list(tmp_path.iterdir())
