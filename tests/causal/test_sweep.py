@@ -216,14 +216,13 @@ def test_layers_count_from_the_end(llama, corrupt):
     np.testing.assert_array_equal(some, sweep(llama, corrupt, asked, metric, {"layers": [3, 1]}))
 
 
-@pytest.mark.parametrize("part", ["mlp_out"])
-def test_gradients_through_the_bounded_loop(llama, corrupt, part):
+def test_gradients_through_the_bounded_loop(llama, corrupt):
     """By the vector that is added and by a strength, against a run a cell."""
     vector = np.linspace(-1, 1, 16, dtype=np.float32)
     layers, positions = np.array([0, 2]), np.array([1, 6])
 
     def swept(vector, strength):
-        asked = edit(f"blocks.*.{part}", Add(vector, strength))
+        asked = edit("blocks.*.mlp_out", Add(vector, strength))
         over = {"layers": layers, "positions": positions}
         return jnp.sum(jnp.square(sweep(llama, corrupt, asked, metric, over)))
 
@@ -232,7 +231,7 @@ def test_gradients_through_the_bounded_loop(llama, corrupt, part):
             jnp.sum(
                 jnp.square(_one(llama, corrupt, edit(site, Add(vector, strength), positions=p)))
             )
-            for site in (f"blocks.{i}.{part}" for i in layers)
+            for site in (f"blocks.{i}.mlp_out" for i in layers)
             for p in positions
         )
 
