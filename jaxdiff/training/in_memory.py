@@ -77,7 +77,7 @@ def fit(
     train = train.model_copy(update={"step": faster_step(config, train, shape, mesh)})
     start, like = compile_init(config, train, shape, mesh)
     step = compile_step(config, train, like, mesh)
-    state, done, skipped = None, 0, 0
+    state, info, done, skipped = None, None, 0, 0
     for done, x in enumerate(itertools.islice(itertools.chain([first], rest), train.steps), 1):
         x = np.asarray(x, np.float32)
         if x.shape != first.shape:
@@ -86,17 +86,17 @@ def fit(
                 where="batches",
                 fix="give batches of one size; leave the last rows out where they are fewer",
             )
-        if not np.isfinite(x).all():
-            if train.bad_batch == "skip":
-                skipped += 1
-                continue
+        if np.isfinite(x).all():
+            x = put(x, mesh)
+            if state is None:
+                own = seed if config.seed is None else config.seed
+                state = start(x, same, key=jax.random.key(own))
+            state, info = step(state, x, same)
+        elif train.bad_batch == "skip":
+            skipped += 1
+        else:
             raise JaxdiffError(f"batch {done} has values that are not finite", where="batches")
-        x = put(x, mesh)
-        if state is None:
-            own = seed if config.seed is None else config.seed
-            state = start(x, same, key=jax.random.key(own))
-        state, info = step(state, x, same)
-        if done % train.log_every == 0 or done == train.steps:
+        if info is not None and (done % train.log_every == 0 or done == train.steps):
             lines.append((done, (done - skipped) * train.batch, info))
     if state is None:
         raise JaxdiffError("no batch is finite", where="batches")

@@ -109,12 +109,12 @@ def test_the_count_goes_on_after_an_interruption(memory, tmp_path):
 def test_fit_stops_or_skips_too(memory):
     source, good = memory.gaussian_source(), settings(steps=6)
     rows = [next(source.in_order()).x[i : i + 32] for i in range(0, 192, 32)]
-    spoiled = [np.full_like(rows[0], np.nan), *rows[:3], np.full_like(rows[0], np.inf), *rows[3:]]
+    spoiled = [np.full_like(rows[0], np.nan), *rows[:2], np.full_like(rows[0], np.inf), *rows[2:]]
     with pytest.raises(JaxdiffError, match="batch 1 has values that are not finite"):
         fit(CONFIG, good, spoiled, seed=0)
     clean, _ = fit(CONFIG, good, rows, seed=0)
     found, lines = fit(CONFIG, settings(steps=8, bad_batch="skip"), spoiled, seed=0)
-    assert [(line["step"], line["tokens"] / 32) for line in lines] == [(4, 3), (8, 6)]
+    assert [(line["step"], line["tokens"] / 32) for line in lines] == [(4, 2), (8, 6)]
     np.testing.assert_allclose(found.W_dec, clean.W_dec, rtol=1e-6)
 
 
