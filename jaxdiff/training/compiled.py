@@ -67,8 +67,8 @@ def is_sparse(config: DictionaryConfig, train: TrainConfig) -> bool:
         raise JaxdiffError(
             f"the sparse step cannot be taken with {', '.join(wrong)}",
             where="train.step",
-            fix="it needs a plain batch_topk, topk, relu or jumprelu, a code norm that is not "
-            "decoupled and beta1 = 0; or let train.step be auto",
+            fix="it needs a plain batch_topk, topk, relu or jumprelu without pre_penalty, a code "
+            "norm other than decoupled, and beta1 = 0; or let train.step be auto",
         )
     return train.step != "dense" and not wrong
 
