@@ -12,6 +12,11 @@ def pattern(keys: Float[Array, "*s"]) -> Int32[Array, "*s"]:
     return lax.bitcast_convert_type(jnp.where(keys > 0, keys, 0.0), jnp.int32)
 
 
+def number(pattern: Int32[Array, "*s"]) -> Float[Array, "*s"]:
+    """Returns the float32 that has a bit pattern."""
+    return lax.bitcast_convert_type(pattern, jnp.float32)
+
+
 def last_that(
     holds: Callable[[Int32[Array, "*s"]], Bool[Array, "*s"]],
     low: int | Int32[Array, "*s"],

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
-from .bisect import last_that, pattern
+from .bisect import last_that, number, pattern
 from .scores import ABOVE, LOWEST, Scores, Share
 
 
@@ -50,7 +50,7 @@ def cut(
         return share.total(jnp.sum(chosen, axis=1, dtype=jnp.int32))
 
     def reach(level):
-        return keys >= lax.bitcast_convert_type(level, jnp.float32)[:, None]
+        return keys >= number(level)[:, None]
 
     def greatest(a):
         return lax.pmax(a, share.axes) if share.axes else a

@@ -19,6 +19,11 @@ def accumulation(dtype: Any) -> dict[str, Any]:
     return {"preferred_element_type": jnp.float32, "precision": precision}
 
 
+def matmul(a: Float[Array, "R K"], b: Float[Array, "K C"], dtype: Any) -> Float[Array, "R C"]:
+    """Returns `a b` of factors rounded to a dtype, summed in float32."""
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), **accumulation(dtype))
+
+
 def product(x: Float[Array, "C K"], W: Float[Array, "L K"]) -> Float[Array, "C L"]:
     """Returns `x W^T`, summed in float32."""
     return lax.dot_general(x, W, (((1,), (1,)), ((), ())), **accumulation(x.dtype))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32, UInt32
 
-from .bisect import last_that
+from .bisect import last_that, number
 from .bitmap import Entries, entries, first_rows, kept, places
 from .scores import ABOVE, LOWEST, Scores
 
@@ -110,7 +110,7 @@ def _narrow(scores: Scores, n, most: int, near) -> _Search:
         return (s.passes > 0) & ((s.count >= n) & (s.marked <= most) | (s.high - s.low <= 1))
 
     def look(s: _Search) -> _Search:
-        words, reached = scores.marks(_float(s.pivot))
+        words, reached = scores.marks(number(s.pivot))
         # Cut off, so that the sum over devices fits into 32 bits; more than `most` is too many.
         counts = jnp.minimum(jnp.stack([reached, places(words)]), most + 1)
         count, marked = scores.share.total(counts)
@@ -172,7 +172,7 @@ def _among_all(scores: Scores, n, size: int):
         return share.total(jnp.minimum(places(words), size + 1))
 
     def reached(pattern):
-        return scores.reaching(_float(pattern))
+        return scores.reaching(number(pattern))
 
     n = jnp.minimum(n, count(reached(jnp.int32(LOWEST))))
     threshold = last_that(lambda pivot: count(reached(pivot)) >= n, LOWEST, ABOVE)
@@ -196,7 +196,3 @@ def _earliest(count: Callable, needed, scores: Scores):
     latents = scores.share.total(jnp.int32(scores.norms.size))
     row = -last_that(lambda r: count(-r, latents) >= needed, 1 - scores.rows, 1)
     return row, -last_that(lambda i: count(row, -i) >= needed, 1 - latents, 1)
-
-
-def _float(pattern: Int32[Array, ""]) -> Float[Array, ""]:
-    return lax.bitcast_convert_type(pattern, jnp.float32)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from .bisect import number
 from .bitmap import by_index, entries, kept, pack, row_counts
 from .cut_rows import cut
 from .scores import ABOVE, LOWEST, Scores
@@ -42,7 +43,7 @@ def select_rows(scores: Scores, n: Int32[Array, ""], *, most: int) -> Selection:
     def among_all():
         def part(keys):
             level, last = cut(keys(), place[None, :], n, share)
-            level, last = lax.bitcast_convert_type(level, jnp.float32)[:, None], last[:, None]
+            level, last = number(level)[:, None], last[:, None]
             return pack((keys() > level) | (keys() == level) & (place[None, :] <= last))
 
         found = entries(scores.by_rows(part), most * scores.rows)
@@ -70,7 +71,7 @@ def _pivot(maxima: Float[Array, "C G"], n, scores: Scores) -> Float[Array, " C"]
     level, _ = cut(maxima, jnp.zeros((1, maxima.shape[1]), jnp.int32), n, share)
     positive = share.total(jnp.sum(maxima > 0, axis=1, dtype=jnp.int32))
     level = jnp.where(positive >= n, level, LOWEST)
-    return lax.bitcast_convert_type(level, jnp.float32)
+    return number(level)
 
 
 def _among_listed(scores: Scores, n, most: int, words):
@@ -86,7 +87,7 @@ def _among_listed(scores: Scores, n, most: int, words):
         return out.reshape(rows, width)
 
     level, last = cut(arranged(listed.scores), arranged(places), n, share)
-    level = lax.bitcast_convert_type(level, jnp.float32)[row]
+    level = number(level)[row]
     keep = (listed.scores > level) | (listed.scores == level) & (places <= last[row])
     keep = keep & (slots < slots.size)
     return kept(listed.entries, listed.values, keep, most * rows)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.dictionaries.dictionary import Dictionary
-from jaxdiff.kernels.product import accumulation
+from jaxdiff.kernels.product import accumulation, matmul
 
 
 def decode(
@@ -44,8 +44,7 @@ def decode_rows(
     if f.ndim == 3:
         rows = (f.astype(dtype), W_dec.astype(dtype))
         return jnp.einsum("rml,lmd->rmd", *rows, **accumulation(dtype))
-    rows = W_dec.reshape(latents, -1).astype(dtype)
-    return jnp.matmul(f.astype(dtype), rows, **accumulation(dtype)).reshape(-1, models, width)
+    return matmul(f, W_dec.reshape(latents, -1), dtype).reshape(-1, models, width)
 
 
 def offset(
@@ -60,6 +59,6 @@ def offset(
         return d.b_dec[None]
     if x is None:
         raise ValueError("a dictionary with W_skip needs what it read: decode(d, f, x)")
-    flat = d.W_skip.reshape(x.shape[1] * x.shape[2], -1).astype(dtype)
-    product = jnp.matmul(x.reshape(len(x), -1).astype(dtype), flat, **accumulation(dtype))
+    flat = d.W_skip.reshape(x.shape[1] * x.shape[2], -1)
+    product = matmul(x.reshape(len(x), -1), flat, dtype)
     return product.reshape(-1, *d.b_dec.shape) + d.b_dec[None]

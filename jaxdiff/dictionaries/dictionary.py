@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdiff.kernels.largest import largest_per_row
-from jaxdiff.kernels.product import accumulation
+from jaxdiff.kernels.product import matmul
 
 Activation = Literal["relu", "topk", "batch_topk", "jumprelu", "group_max"]
 CodeNorm = Literal["crosscoder", "sae", "mixed", "none", "decoupled"]
@@ -134,11 +134,7 @@ def pre_activations(
 ) -> Float[Array, "R L"]:
     """Returns sum_m x^m W_enc^m + b_enc; products in `dtype`, sums in float32."""
     rows = x.shape[0]
-    product = jnp.matmul(
-        x.reshape(rows, -1).astype(dtype),
-        d.W_enc.reshape(-1, d.W_enc.shape[-1]).astype(dtype),
-        **accumulation(dtype),
-    )
+    product = matmul(x.reshape(rows, -1), d.W_enc.reshape(-1, d.W_enc.shape[-1]), dtype)
     return product + d.b_enc[None, :]
 
 

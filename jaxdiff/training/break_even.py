@@ -5,6 +5,7 @@ and the sparse step four passes over the selected entries. One of each is timed,
 the run; where a penalty decides how many entries there are, with as many as a list holds.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
-from jaxdiff.kernels.product import accumulation
+from jaxdiff.kernels.product import matmul
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.progress import log
 from jaxdiff.training.compiled import is_sparse
@@ -70,10 +71,7 @@ def _times(latents: int, width: int, train: TrainConfig, entries: int) -> tuple[
     chosen = np.minimum(latents ** rng.random(entries), latents - 1).astype(np.int32)
     offsets = np.searchsorted(rows, np.arange(train.batch + 1)).astype(np.int32)
 
-    def product(codes, weights):
-        return jnp.matmul(codes.astype(dtype), weights.astype(dtype), **accumulation(dtype))
-
-    dense = _fastest(jax.jit(product), codes, weights)
+    dense = _fastest(jax.jit(functools.partial(matmul, dtype=dtype)), codes, weights)
     values = jnp.ones(entries)
     return dense, _fastest(jax.jit(weighted_gather), weights, chosen, values, offsets)
 

@@ -1,11 +1,9 @@
 """What the sparse steps of all activations share: scores, lists of active entries, the schedule."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.dictionary import combined_norms
@@ -16,20 +14,6 @@ from jaxdiff.kernels.row_adam import Schedule, Table, update_rows
 from jaxdiff.kernels.scores import Held, Scores, Share, stream
 from jaxdiff.training.rows import RowState
 from jaxdiff.training.state import learning_rate
-
-
-class Codes(NamedTuple):
-    """Active entries in both orders, with their values.
-
-    Attributes:
-        entries: By latent; indices are rows.
-        values: Value of each of them.
-        by_row: Latents, values and offsets, as `weighted_gather` takes them.
-    """
-
-    entries: Entries
-    values: Float[Array, " N"]
-    by_row: tuple[Array, Array, Array]
 
 
 def scores_of(
@@ -52,15 +36,23 @@ def scores_of(
     return Held(pre, bias, norms, share)
 
 
-def in_both_orders(entries: Entries, values: Float[Array, " N"], rows: int) -> Codes:
-    """Returns entries by latent as codes."""
+def by_row(
+    entries: Entries, values: Float[Array, " N"], rows: int
+) -> tuple[Int32[Array, " N"], Float[Array, " N"], Int32[Array, " _"]]:
+    """Returns latents, values and offsets of entries by row, as `weighted_gather` takes them.
+
+    Args:
+        entries: Entries by latent; indices are rows.
+        values: Value of each.
+        rows: How many rows there are.
+    """
     offsets, slots = by_index(entries, rows)
 
-    def by_row(a):
+    def ordered(a):
         # Slots that are none share one number beyond the list.
         return jnp.zeros_like(a).at[slots].set(a, mode="drop", unique_indices=False)
 
-    return Codes(entries, values, (by_row(entries.groups), by_row(values), offsets))
+    return ordered(entries.groups), ordered(values), offsets
 
 
 def reconstruct(
@@ -80,10 +72,25 @@ def reconstruct(
 
 
 def schedule_of(
-    state: RowState, norm: Float[Array, ""], config: DictionaryConfig, train: TrainConfig
-) -> Schedule:
-    """Returns how this step moves rows, given the norm of the gradient."""
-    return Schedule(
+    state: RowState,
+    squares: Float[Array, ""],
+    bias: Float[Array, " MD"],
+    share: Share,
+    config: DictionaryConfig,
+    train: TrainConfig,
+) -> tuple[Float[Array, ""], Schedule]:
+    """Returns the norm of the gradient, and how this step moves rows.
+
+    Args:
+        state: State.
+        squares: Squared norm of the gradient of this device's latents.
+        bias: Gradient of the decoder bias, which all devices have.
+        share: This device's share of the latents.
+        config: Settings of the dictionary.
+        train: Settings of training.
+    """
+    norm = jnp.sqrt(share.total(squares) + jnp.sum(jnp.square(bias)))
+    return norm, Schedule(
         step=state.step + 1,
         rate=jnp.asarray(learning_rate(config, train)(state.step)),
         scale=jnp.minimum(1.0, train.clip / norm) if train.clip else jnp.ones(()),

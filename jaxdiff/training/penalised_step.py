@@ -4,6 +4,7 @@ A penalty decides how many are active. They are counted first: where a list of f
 them, work follows the list; elsewhere it is products with all latents, as in `train_step`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,18 +16,12 @@ from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.loss import Parts, squares_by_model
 from jaxdiff.kernels.bitmap import entries, places
 from jaxdiff.kernels.gathered_dots import gathered_dots
-from jaxdiff.kernels.product import accumulation
+from jaxdiff.kernels.product import matmul
 from jaxdiff.kernels.row_adam import move, row_adam, row_squares
 from jaxdiff.kernels.scores import Scores
 from jaxdiff.kernels.segment_sums import segment_sums
 from jaxdiff.kernels.weighted_gather import weighted_gather
-from jaxdiff.training.listed import (
-    in_both_orders,
-    move_bias,
-    reconstruct,
-    schedule_of,
-    scores_of,
-)
+from jaxdiff.training.listed import by_row, move_bias, reconstruct, schedule_of, scores_of
 from jaxdiff.training.penalty_slopes import active, least, pull, slopes
 from jaxdiff.training.rows import RowState, Tables
 from jaxdiff.training.sparsity import annealed_k, l1_weight, update_l1
@@ -142,7 +137,7 @@ def _listed(given: _Given, words, config: DictionaryConfig, train: TrainConfig) 
     a = jax.tree.map(
         lambda e: jnp.where(valid, e, jnp.zeros_like(e)), active(pre, threshold[latents], config)
     )
-    guess = total(weighted_gather(tables.W_dec.params, *in_both_orders(found, a.value, B).by_row))
+    guess = total(weighted_gather(tables.W_dec.params, *by_row(found, a.value, B)))
     error, reconstruction, slope = reconstruct(x, guess, tables.b_dec.params, config)
 
     def by_model(index):
@@ -172,8 +167,7 @@ def _listed(given: _Given, words, config: DictionaryConfig, train: TrainConfig) 
     both = 2 * jnp.stack(products, axis=1) + pulls * tables.W_dec.squares
     squares = jnp.maximum(squares + jnp.sum(pulls * both), 0.0)
     bias = jnp.sum(slope, axis=0)
-    norm = jnp.sqrt(total(squares) + jnp.sum(jnp.square(bias)))
-    schedule = schedule_of(state, norm, config, train)
+    norm, schedule = schedule_of(state, squares, bias, scores.share, config, train)
     moved = row_adam(
         tuple(getattr(tables, name) for name in names),
         state.last,
@@ -201,11 +195,7 @@ def _everywhere(given: _Given, config: DictionaryConfig, train: TrainConfig) -> 
     """Does a step of all latents, in products of [B, L] arrays."""
     state, x, rows, scores, threshold, weight = given
     tables, total, (B, M, D) = state.tables, scores.share.total, x.shape
-    dtype = jnp.dtype(train.dtype)
-
-    def product(a, b):
-        return jnp.matmul(a.astype(dtype), b.astype(dtype), **accumulation(dtype))
-
+    product = functools.partial(matmul, dtype=jnp.dtype(train.dtype))
     pre = scores._replace(norms=jnp.ones_like(threshold)).by_rows(lambda keys: keys())
     a = active(pre, threshold[None], config)
     guess = total(product(a.value, tables.W_dec.params))
@@ -221,10 +211,9 @@ def _everywhere(given: _Given, config: DictionaryConfig, train: TrainConfig) -> 
     }
     if tables.threshold is not None:
         gradient["threshold"] = jnp.sum(s.log_threshold, axis=0)[:, None]
-    squares = sum(jnp.sum(jnp.square(g)) for g in gradient.values())
+    squares = jnp.asarray(sum(jnp.sum(jnp.square(g)) for g in gradient.values()))
     bias = jnp.sum(slope, axis=0)
-    norm = jnp.sqrt(total(jnp.asarray(squares)) + jnp.sum(jnp.square(bias)))
-    schedule = schedule_of(state, norm, config, train)
+    norm, schedule = schedule_of(state, squares, bias, scores.share, config, train)
     since = schedule.step - state.last
     new = {name: move(getattr(tables, name), g, since, schedule) for name, g in gradient.items()}
     return _Step(

@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from jaxdiff.config import DictionaryConfig
 from jaxdiff.dictionaries.aux_k import most_used, unexplained
+from jaxdiff.kernels.bisect import number
 from jaxdiff.kernels.cut_rows import cut_rows
-from jaxdiff.kernels.product import accumulation
+from jaxdiff.kernels.product import matmul
 from jaxdiff.kernels.row_adam import Schedule, update_rows
 from jaxdiff.kernels.scores import LOWEST, Scores
 from jaxdiff.training.rows import Tables
@@ -93,7 +94,7 @@ def _revive(start: Revived, W_dec, error, count, config: DictionaryConfig):
     rows = error.reshape(start.slope.shape)
 
     def decode(total, latents):
-        return total + _product(_codes(start, scores, latents), W_dec[latents])
+        return total + matmul(_codes(start, scores, latents), W_dec[latents], jnp.float32)
 
     guess = scores.share.total(_fold(start, decode, jnp.zeros_like(rows)))
     loss, slope = jax.value_and_grad(unexplained, argnums=1)(error, guess.reshape(error.shape))
@@ -156,7 +157,7 @@ def _fold(revived: Revived, take: Callable, state: State) -> State:
 def _codes(revived: Revived, scores: Scores, latents) -> Float[Array, "B n"]:
     """Returns the values of a block of dead latents where they are above their rows' cuts."""
     patterns, equals = revived.cut
-    cut = lax.bitcast_convert_type(patterns, jnp.float32)[:, None]
+    cut = number(patterns)[:, None]
     values = scores.columns(latents)
     ranked = values * scores.norms[latents][None, :]
     place = (scores.share.first + latents)[None, :]
@@ -166,10 +167,10 @@ def _codes(revived: Revived, scores: Scores, latents) -> Float[Array, "B n"]:
 
 def _gradient(revived: Revived, W_dec, x, latents, codes) -> tuple[Array, Array, Array]:
     """Returns the gradient of a block's encoder rows, biases and decoder rows."""
-    slopes = _product(revived.slope, W_dec[latents].T)
+    slopes = matmul(revived.slope, W_dec[latents].T, jnp.float32)
     slopes = jnp.where(codes > 0, slopes, 0.0)
-    return _product(slopes.T, x), jnp.sum(slopes, axis=0), _product(codes.T, revived.slope)
-
-
-def _product(a, b):
-    return jnp.matmul(a, b, **accumulation(jnp.float32))
+    return (
+        matmul(slopes.T, x, jnp.float32),
+        jnp.sum(slopes, axis=0),
+        matmul(codes.T, revived.slope, jnp.float32),
+    )

@@ -19,14 +19,7 @@ from jaxdiff.kernels.select import Selection, select
 from jaxdiff.kernels.select_rows import select_rows
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.training import revival
-from jaxdiff.training.listed import (
-    Codes,
-    in_both_orders,
-    move_bias,
-    reconstruct,
-    schedule_of,
-    scores_of,
-)
+from jaxdiff.training.listed import by_row, move_bias, reconstruct, schedule_of, scores_of
 from jaxdiff.training.rows import RowState, Tables
 from jaxdiff.training.sparsity import annealed_k, l1_weight
 from jaxdiff.training.step import Info, idle_after, summarize
@@ -64,18 +57,17 @@ def sparse_step(
     total = scores.share.total
     selection = _select(scores, k, state.near, config)
     found = selection.entries
-    codes = in_both_orders(found, selection.values, x.shape[0])
-    guess = total(weighted_gather(tables.W_dec.params, *codes.by_row))
+    codes = by_row(found, selection.values, x.shape[0])
+    guess = total(weighted_gather(tables.W_dec.params, *codes))
     error, reconstruction, slope = reconstruct(x, guess, tables.b_dec.params, config)
-    gradient = _gradient(tables, codes, rows, slope)
+    gradient = _gradient(tables, selection, rows, slope)
 
     fired = found.offsets[1:] > found.offsets[:-1]
     dead = dead_latents(fired, state.idle, x.shape[0], config) & (config.aux > 0)
     revived = revival.revive(tables.W_dec.params, scores, dead, error, config=config)
     squares = row_squares(gradient.sources, gradient.rows, gradient.weights, gradient.offsets)
     squares = squares + revival.squares(revived, tables.W_dec.params, rows)
-    norm = jnp.sqrt(total(squares) + jnp.sum(jnp.square(gradient.b_dec)))
-    schedule = schedule_of(state, norm, config, train)
+    norm, schedule = schedule_of(state, squares, gradient.b_dec, scores.share, config, train)
     tables = _apply(state, gradient, schedule)
     tables = revival.apply(revived, tables, state.last, rows, schedule)
     idle = idle_after(state.idle, fired, x.shape[0])
@@ -87,7 +79,7 @@ def sparse_step(
         l1=state.l1,
         near=selection.threshold,
     )
-    parts = _parts(x, error, codes, fired, reconstruction, revived.loss, scores, config)
+    parts = _parts(x, error, selection, fired, reconstruction, revived.loss, scores, config)
     dead = total(jnp.sum(idle >= config.dead_after, dtype=jnp.int32))
     l1 = l1_weight(config, state.l1, state.step)
     return new, summarize(parts, dead, norm, k, l1, config, passes=selection.passes)
@@ -117,8 +109,8 @@ def _select(scores: Scores, k, near, config: DictionaryConfig) -> Selection:
     return select(scores, n, size=slots, near=near)
 
 
-def _gradient(tables: Tables, codes: Codes, x, slope) -> _Gradient:
-    found = codes.entries
+def _gradient(tables: Tables, selection: Selection, x, slope) -> _Gradient:
+    found = selection.entries
     slopes = gathered_dots(
         tables.W_dec.params, found.groups, slope, found.indices, found.offsets[-1]
     )
@@ -126,7 +118,7 @@ def _gradient(tables: Tables, codes: Codes, x, slope) -> _Gradient:
         offsets=found.offsets,
         rows=found.indices,
         sources=(x, jnp.ones((x.shape[0], 1)), slope),
-        weights=(slopes, slopes, codes.values),
+        weights=(slopes, slopes, selection.values),
         b_dec=jnp.sum(slope, axis=0),
     )
 
@@ -138,10 +130,12 @@ def _apply(state: RowState, g: _Gradient, schedule: Schedule) -> Tables:
     return Tables(moved[0], moved[1], moved[2], move_bias(state, g.b_dec, schedule))
 
 
-def _parts(x, error, codes: Codes, fired, reconstruction, aux, scores: Scores, config) -> Parts:
-    found, slots = codes.entries, codes.values.size
+def _parts(
+    x, error, selection: Selection, fired, reconstruction, aux, scores: Scores, config
+) -> Parts:
+    found, slots = selection.entries, selection.values.size
     valid = jnp.arange(slots, dtype=jnp.int32) < found.offsets[-1]
-    keys = jnp.where(valid, codes.values * scores.norms[found.groups], 0.0)
+    keys = jnp.where(valid, selection.values * scores.norms[found.groups], 0.0)
     residual, total = squares_by_model(error, x)
     return Parts(
         loss=reconstruction + config.aux * aux,
