@@ -67,7 +67,7 @@ def ops(shape: argparse.Namespace) -> dict[str, Callable[[Implementation], Calla
 
     def adam(name):
         def step(table):
-            how = Schedule(jnp.int32(9), jnp.float32(1e-4), jnp.float32(1))
+            how = Schedule(jnp.int32(9), jnp.float32(1e-4), jnp.float32(1), jnp.int32(0))
             last = jnp.zeros(shape.latents, jnp.int32)
             given = (table,), last, (x,), indices, (weights,), offsets, how
             return row_adam(*given, implementation=name)[0]

@@ -231,8 +231,8 @@ class TrainConfig(Config):
     """auto: sparse where beta1 0 and a plain batch_topk, topk, relu or jumprelu allow it and the
     device is faster so."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of Adam's second moments in the sparse step; in bfloat16 changes below 0.4 % are lost,
-    so those of latents that are active in every step do not decay."""
+    """Dtype of Adam's second moments in the sparse step; to bfloat16 they are rounded up or down by
+    bits that step and place decide, so that small changes are kept on average."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest global norm of the gradient; None does not clip."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -70,6 +70,10 @@ class Blocks(NamedTuple):
         """Returns which block of an array by group a step of the grid sees."""
         return jnp.minimum(core * self.grid[1] + i, pl.cdiv(self.groups, self.size) - 1), 0
 
+    def first(self) -> Any:
+        """Returns the first group of the block that this step of a kernel's grid is at."""
+        return (pl.program_id(0) * self.grid[1] + pl.program_id(1)) * self.size
+
 
 def blocks(groups: int, size: int) -> Blocks:
     """Divides groups into blocks and between cores; a single block is for one core."""
@@ -210,8 +214,7 @@ def add_up_block(
         before: Called before the sums of a block that is there.
         after: Called after them.
     """
-    core, i = pl.program_id(0), pl.program_id(1)
-    first = (core * here.grid[1] + i) * here.size
+    i, first = pl.program_id(1), here.first()
 
     @pl.when(i == 0)
     def _():

@@ -94,10 +94,13 @@ def schedule_of(
         step=state.step + 1,
         rate=jnp.asarray(learning_rate(config, train)(state.step)),
         scale=jnp.minimum(1.0, train.clip / norm) if train.clip else jnp.ones(()),
+        first=share.first,
     )
 
 
 def move_bias(state: RowState, gradient: Float[Array, " MD"], schedule: Schedule) -> Table:
     """Returns the decoder bias after a step; it moves in every one."""
     just, row = jnp.full(1, state.step), jnp.zeros(1, jnp.int32)
+    # All devices have this row, and must round it alike.
+    schedule = schedule._replace(first=jnp.int32(0))
     return update_rows(state.tables.b_dec, row, gradient[None], just, schedule)

@@ -54,12 +54,12 @@ def _update(table: Table, last, listed, schedule: Schedule, pull, *, interpret) 
     piece = lists.piece(width // parts)
     pieces = width // parts // piece
     refs = jax.tree.map(functools.partial(jax.new_ref, memory_space=plgpu.GMEM), table)
-    since, step = schedule.step - last, jnp.stack([schedule.step])
+    since, numbers = schedule.step - last, jnp.stack([schedule.step, schedule.first])
     factors = jnp.stack([schedule.rate, schedule.scale])
 
     pulls = () if pull is None else (pull,)
 
-    def kernel(source, indices, weights, offsets, since, step, factors, *refs):
+    def kernel(source, indices, weights, offsets, since, numbers, factors, *refs):
         own, table = refs[: len(pulls)], Table(*refs[len(pulls) :])
         row = lax.axis_index("row")
         start, stop = offsets[row], offsets[row + 1]
@@ -75,8 +75,10 @@ def _update(table: Table, last, listed, schedule: Schedule, pull, *, interpret) 
                 table.moment[row, columns],
                 factors[1] * total,
                 since=since[row],
-                step=step[0],
+                step=numbers[0],
                 rate=factors[0],
+                row=numbers[1] + row,
+                column=at * piece,
                 sqrt=_sqrt,
             )
             table.params[row, columns] = params.astype(table.params.dtype)
@@ -101,7 +103,7 @@ def _update(table: Table, last, listed, schedule: Schedule, pull, *, interpret) 
         compiler_params=lists.PARAMS,
         interpret=interpret,
     )
-    run(*listed, since, step, factors, *pulls, *(ref for ref in refs if ref is not None))
+    run(*listed, since, numbers, factors, *pulls, *(ref for ref in refs if ref is not None))
     return jax.tree.map(jax.freeze, refs)
 
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
+from .rounding import rounded
+
 BETA2, EPSILON = 0.999, 1e-8
 # Of the float32 that is multiplied with, so that powers of it come out as products do.
 _LOG_BETA2 = float(np.log(np.float32(BETA2)))
@@ -26,9 +28,13 @@ def adam(
     since: Int32[Array, "*t"],
     step: Int32[Array, "*u"],
     rate: Float[Array, ""],
+    row: Int32[Array, "*t"],
+    column: Int32[Array, ""] | int = 0,
     sqrt: Callable[[Array], Array] = jnp.sqrt,
 ) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
-    """Returns values and second moments (float32) after a step.
+    """Returns values and second moments after a step, in float32.
+
+    Where moments are bfloat16, they are rounded to that.
 
     Args:
         value: Parameters.
@@ -37,12 +43,17 @@ def adam(
         since: Steps since then, this one included [steps]; of a shape that broadcasts.
         step: Number of this step, from 1 [steps].
         rate: Learning rate.
+        row: Number of the row among those of all devices; of a shape that broadcasts.
+        column: Column of the first value along the last axis.
         sqrt: The square root, where a compiler wants another one.
     """
     decay = jnp.exp(since.astype(jnp.float32) * _LOG_BETA2)
-    moment = moment.astype(jnp.float32) * decay + (1 - BETA2) * jnp.square(gradient)
-    unbiased = moment / (1 - jnp.exp(step.astype(jnp.float32) * _LOG_BETA2))
-    return value - rate * gradient / (sqrt(unbiased) + EPSILON), moment
+    second = moment.astype(jnp.float32) * decay + (1 - BETA2) * jnp.square(gradient)
+    unbiased = second / (1 - jnp.exp(step.astype(jnp.float32) * _LOG_BETA2))
+    moved = value - rate * gradient / (sqrt(unbiased) + EPSILON)
+    if moment.dtype == jnp.bfloat16:
+        second = rounded(second, step=step, row=row, column=column)
+    return moved, second
 
 
 class Table(NamedTuple):
@@ -67,11 +78,14 @@ class Schedule(NamedTuple):
         step: Number of the step, from 1 [steps].
         rate: Learning rate.
         scale: Factor of the gradient, below 1 where it is clipped.
+        first: Number of rows on the devices before this one: a row's number among all of them
+            decides how its moments are rounded.
     """
 
     step: Int32[Array, ""]
     rate: Float[Array, ""]
     scale: Float[Array, ""]
+    first: Int32[Array, ""]
 
 
 def move(
@@ -80,6 +94,7 @@ def move(
     since: Int32[Array, " T"],
     schedule: Schedule,
     pull: Float[Array, "T G"] | None = None,
+    places: Int32[Array, " T"] | None = None,
 ) -> Table:
     """Returns rows after a step.
 
@@ -89,13 +104,22 @@ def move(
         since: Steps since each was last touched, this one included [steps].
         schedule: How this step moves them.
         pull: Where given, `pull[t, g]` times part g of the row itself is added to its gradient.
+        places: Which rows of the table they are, where they are not all of it.
     """
     if pull is not None:
         own = rows.params.reshape(*pull.shape, -1) * pull[:, :, None]
         gradient = gradient + own.reshape(gradient.shape)
-    step, rate, scale = schedule
-    since = since[:, None]
-    moved = adam(rows.params, rows.moment, scale * gradient, since=since, step=step, rate=rate)
+    if places is None:
+        places = jnp.arange(since.size, dtype=jnp.int32)
+    moved = adam(
+        rows.params,
+        rows.moment,
+        schedule.scale * gradient,
+        since=since[:, None],
+        step=schedule.step,
+        rate=schedule.rate,
+        row=(schedule.first + places)[:, None],
+    )
     new = Table(*moved)
     if rows.squares is not None:
         parts = new.params.reshape(*rows.squares.shape, -1)
@@ -128,4 +152,4 @@ def update_rows(
     def put(everything, some):
         return everything.at[rows].set(some, mode="drop", unique_indices=True)
 
-    return jax.tree.map(put, table, move(some, gradient, since, schedule, pulls))
+    return jax.tree.map(put, table, move(some, gradient, since, schedule, pulls, rows))

@@ -48,7 +48,7 @@ def row_adam(
             lists.listed(source, indices, some),
             offsets,
             since,
-            schedule.step,
+            jnp.stack([schedule.step, schedule.first]),
             factors,
             pull,
             interpret,
@@ -58,7 +58,7 @@ def row_adam(
 
 
 def _update(
-    table: Table, given: lists.Listed, offsets, since, step, factors, pull, interpret
+    table: Table, given: lists.Listed, offsets, since, numbers, factors, pull, interpret
 ) -> Table:
     rows, width = table.params.shape
     pulls = [] if pull is None else [pull]
@@ -96,24 +96,30 @@ def _update(
         ),
         interpret=interpret,
         name="row_adam",
-    )(offsets, jnp.stack([step]), factors, *given, since, *pulls, *streamed)
+    )(offsets, numbers, factors, *given, since, *pulls, *streamed)
     return Table(*out)
 
 
-def _kernel(offsets, step, factors, *refs, here, streamed, pulled):
+def _kernel(offsets, numbers, factors, *refs, here, streamed, pulled):
     given, (since, *refs) = lists.Listed(*refs[:3]), refs[3:]
     pull, *refs = refs if pulled else (None, *refs)
     old, new = Table(*refs[:streamed]), Table(*refs[streamed : 2 * streamed])
     gradient, *held = refs[2 * streamed :]
 
+    # Inside of a branch there is no place in the grid.
+    first = numbers[1] + here.first()
+
     def move():
-        _step(old, new, gradient, since[0], step[0], factors, pull)
+        _step(old, new, gradient, since[0], numbers[0], first, factors, pull)
 
     lists.add_up_block(given, lists.Scratch(*held), offsets, gradient, here, after=move)
 
 
-def _step(old: Table, new: Table, gradient, since, step, factors, pull) -> None:
-    """Applies Adam's rule to a block; gradients of rows without slots are left-overs."""
+def _step(old: Table, new: Table, gradient, since, step, first, factors, pull) -> None:
+    """Applies Adam's rule to a block whose first row is `first` of all devices' rows.
+
+    Gradients of rows without slots are left-overs.
+    """
     steps = jnp.broadcast_to(since, (_LANES, _BLOCK)).T
 
     # What is computed of a whole block would not fit beside it.
@@ -132,6 +138,7 @@ def _step(old: Table, new: Table, gradient, since, step, factors, pull) -> None:
             since=jnp.maximum(column, 1),
             step=jnp.full((1, 1), step),
             rate=factors[0],
+            row=first + at + lax.broadcasted_iota(jnp.int32, (_TILE, 1), 0),
         )
         # Selects are of float32: a bfloat16 mask has another layout.
         moved = jnp.where(touched, moved, params.astype(jnp.float32))

@@ -50,7 +50,7 @@ def test_row_adam_lowers(dtype):
 
     def step(table, last, step, rate, *given):
         source, indices, weights, offsets, pull = given
-        how = Schedule(step, rate, rate)
+        how = Schedule(step, rate, rate, step)
         return row_adam((table,), last, (source,), indices, (weights,), offsets, how, (pull,))
 
     numbers = array(LATENTS, dtype=jnp.int32), array(dtype=jnp.int32), array()
@@ -101,7 +101,7 @@ def test_row_adam(draw, float64_sums):
         given.indices,
         (given.weights,),
         given.offsets,
-        Schedule(jnp.int32(5), jnp.float32(0.1), jnp.float32(0.7)),
+        Schedule(jnp.int32(5), jnp.float32(0.1), jnp.float32(0.7), jnp.int32(100)),
         (jnp.asarray(pull, jnp.float32),),
         interpret=SIMULATED,
     )

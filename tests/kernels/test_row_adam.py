@@ -16,8 +16,8 @@ IMPLEMENTATIONS = {
         interpret=pltpu.InterpretParams(dma_execution_mode="on_wait", detect_races=True),
     ),
 }
-RATE, SCALE, STEP = 1e-2, 0.7, 11
-SCHEDULE = Schedule(jnp.int32(STEP), jnp.float32(RATE), jnp.float32(SCALE))
+RATE, SCALE, STEP, FIRST = 1e-2, 0.7, 11, 100
+SCHEDULE = Schedule(jnp.int32(STEP), jnp.float32(RATE), jnp.float32(SCALE), jnp.int32(FIRST))
 
 
 def setting(given, parts, dtype=jnp.float32):

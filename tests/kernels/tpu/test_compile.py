@@ -55,7 +55,7 @@ def test_row_adam(on_tpu, moment, source):
     x, indices, weights, offsets = row_list(on_tpu, ROWS, LATENTS, dtype=source)
 
     def step(table, last, x, indices, weights, offsets, step, rate, scale, pull):
-        how = Schedule(step, rate, scale)
+        how = Schedule(step, rate, scale, step)
         return row_adam((table,), last, (x,), indices, (weights,), offsets, how, (pull,))
 
     last, numbers = on_tpu((LATENTS,), jnp.int32), [on_tpu((), jnp.int32), on_tpu(()), on_tpu(())]
