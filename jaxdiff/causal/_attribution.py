@@ -105,7 +105,7 @@ def attribute(
     asked = checked(lm, tuple(_gated(lm, site, per) for site in at), edits, corrupt)
     taps = asked.taps
     scores = _attribute(
-        lm,
+        asked.lm,
         jnp.asarray(clean),
         jnp.asarray(corrupt),
         as_pytree(metric),

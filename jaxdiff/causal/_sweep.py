@@ -87,7 +87,7 @@ def sweep(
     if sequences is None and positions is None and not fixed:
         groups = _groups(over.get("positions"), tokens.shape[1])
     return _sweep(
-        lm,
+        asked.lm,
         jnp.asarray(tokens),
         edit,
         tuple(fixed),

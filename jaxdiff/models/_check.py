@@ -20,8 +20,17 @@ _log = logging.getLogger(__name__)
 
 
 class Checked(NamedTuple):
-    """Taps and edits by canonical site, and the blocks that edits skip."""
+    """What programs are given.
 
+    Attributes:
+        lm: The model without what is said about it, and without its edits, which are among `edits`:
+            models that differ in nothing else share programs.
+        taps: Taps by canonical site.
+        edits: Edits by canonical site.
+        skipped: Blocks that edits skip.
+    """
+
+    lm: LM
     taps: tuple[Tap, ...]
     edits: tuple[Edit, ...]
     skipped: frozenset[int]
@@ -73,7 +82,7 @@ def checked(
     _check_leaves((*named, *kept))
     _check_numbers(spec, kept, tokens, own_positions)
     _check_attention(spec, (*named, *kept), attention)
-    return Checked(named, kept, skipped)
+    return Checked(replace(lm, edits=(), changes=()), named, kept, skipped)
 
 
 def check_edits(spec: ModelConfig, edits: Sequence[Edit]) -> None:

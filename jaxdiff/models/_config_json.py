@@ -12,6 +12,25 @@ from jaxdiff.models.architecture import Architecture
 from jaxdiff.models.registry import architecture
 from jaxdiff.models.spec import ModelConfig
 
+CHANGES = "jaxdiff_changes"
+"""Entry of a config.json that says what was done to the weights, as `LM.changes` does."""
+
+
+def changes_of(folder: Path) -> tuple[str, ...]:
+    """Reads what was done to the weights of a model before they were saved.
+
+    Raises:
+        JaxdiffError: If the entry of config.json is no list of strings.
+    """
+    found = read_json(folder / CONFIG).get(CHANGES, [])
+    if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
+        raise JaxdiffError(
+            f"{CHANGES} is {found!r}, no list of strings",
+            where=folder / CONFIG,
+            fix="`models.save` writes it; without it nothing was changed",
+        )
+    return tuple(found)
+
 
 def read_spec(folder: Path) -> ModelConfig:
     """Reads what a model is made of from its config.json.

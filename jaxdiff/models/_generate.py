@@ -83,8 +83,17 @@ def generate(
     tokens, mask = prompt_arrays(lm.spec, prompts, mask)
     check_length(lm.spec, mask, steps - 1)
     sampling = sampling_of(lm.spec, temperature, top_k, top_p, key, stop)
-    asked, skipped = asked_of(lm, taps, edits, tokens.shape[0], tokens.shape[1] + steps - 1)
-    return _generate(lm, tokens, mask, sampling, *asked, steps=steps, skipped=skipped)
+    asked = asked_of(lm, taps, edits, tokens.shape[0], tokens.shape[1] + steps - 1)
+    return _generate(
+        asked.lm,
+        tokens,
+        mask,
+        sampling,
+        asked.edits,
+        asked.taps,
+        steps=steps,
+        skipped=asked.skipped,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "skipped"))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models._check import checked
+from jaxdiff.models._check import Checked, checked
 from jaxdiff.models._layout import buffers, laid_out, put, token_axes
 from jaxdiff.models._lm import LM
 from jaxdiff.models._state import Asked, State, advance
@@ -55,8 +55,8 @@ class Generation:
 
 def asked_of(
     lm: LM, taps: Sequence[str | Tap], edits: Sequence[Edit], rows: int, columns: int
-) -> tuple[tuple[tuple[Edit, ...], tuple[Tap, ...]], frozenset[int]]:
-    """Returns edits and taps by canonical names, and the blocks that are skipped."""
+) -> Checked:
+    """Returns what is asked of every step, by canonical names."""
     texts = np.broadcast_to(np.int32(0), (rows, columns))
     found = checked(lm, taps, edits, texts)
     for tap in found.taps:
@@ -66,7 +66,7 @@ def asked_of(
                 where=tap.site,
                 fix="leave offload out, and keep less: dtype='bfloat16', or a reducer",
             )
-    return (found.edits, found.taps), found.skipped
+    return found
 
 
 def given(

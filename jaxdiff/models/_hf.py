@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.typing import DTypeLike
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import _weights
-from jaxdiff.models._config_json import check_config, read_spec
+from jaxdiff.models._config_json import CHANGES, changes_of, check_config, read_spec
 from jaxdiff.models._files import (
     CONFIG,
     INDEX,
@@ -28,7 +29,7 @@ from jaxdiff.models._mapping import sources
 from jaxdiff.models._report import LoadReport
 from jaxdiff.models._report import report as make_report
 from jaxdiff.models._sharding import shardings
-from jaxdiff.models.adapters import adapted_spec, adapter_report, attach
+from jaxdiff.models.adapters import adapted, adapted_spec, adapter_report, attach, unties
 from jaxdiff.models.registry import architecture
 from jaxdiff.models.spec import ModelConfig
 
@@ -71,7 +72,7 @@ def load(
     folder = resolve(name_or_path, revision=revision)
     if base := adapter_base(folder):
         lm = load(base.name, dtype=dtype, mesh=mesh, revision=base.revision, stacked=stacked)
-        return attach(lm, folder)
+        return attach(lm, name_or_path, revision=revision)
     graphdef, shapes = abstract(spec)
     shapes = shapes if stacked else _one_tree_a_layer(shapes, spec.n_layers)
     params, report = _weights.read(
@@ -82,8 +83,9 @@ def load(
         jnp.dtype(dtype),
         None if mesh is None else shardings(shapes, mesh),
     )
+    report = replace(report, changes=changes_of(folder))
     _log.info("%s: %s", name_or_path, report)
-    return LM(params=params, graphdef=graphdef, spec=spec)
+    return LM(params=params, graphdef=graphdef, spec=spec, changes=report.changes)
 
 
 def load_report(name_or_path: str | Path, *, revision: str | None = None) -> LoadReport:
@@ -96,17 +98,21 @@ def load_report(name_or_path: str | Path, *, revision: str | None = None) -> Loa
     folder = resolve(name_or_path, revision=revision)
     if base := adapter_base(folder):
         its = load_report(base.name, revision=base.revision)
-        own = adapter_report(_base_spec(folder, base), folder)
+        spec = _base_spec(folder, base)
+        own = adapter_report(spec, folder)
+        untied = ("untie",) if unties(spec, own) else ()
         return LoadReport(
             consumed={**its.consumed, **own.consumed},
             ignored={**its.ignored, **own.ignored},
             problems=(*its.problems, *own.problems),
+            changes=(*its.changes, *untied, adapted("merge", name_or_path, revision)),
         )
     spec = load_spec(name_or_path, revision=revision)
     family = architecture(spec.architecture, where=folder)
     places = sources(family, spec.n_heads, _weights.flatten(abstract(spec)[1]))
     with _weights.opened(weight_files(folder)) as tensors:
-        return make_report(tensors, family, places)
+        found = make_report(tensors, family, places)
+    return replace(found, changes=changes_of(folder))
 
 
 def load_spec(name_or_path: str | Path, *, revision: str | None = None) -> ModelConfig:
@@ -125,6 +131,8 @@ def load_spec(name_or_path: str | Path, *, revision: str | None = None) -> Model
 
 def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> None:
     """Writes config.json and model.safetensors, as transformers loads them.
+
+    What was done to the weights (`LM.changes`) is in config.json, as `jaxdiff_changes`.
 
     Args:
         lm: The model.
@@ -159,6 +167,7 @@ def save(lm: LM, directory: str | Path, *, dtype: DTypeLike | None = None) -> No
     wanted = None if dtype is None else jnp.dtype(dtype)
     tensors = _weights.tensors(family, lm.spec, lm.params, wanted)
     config |= {"dtype": str(next(iter(tensors.values())).dtype)}
+    config |= {CHANGES: lm.changes} if lm.changes else {}
 
     directory = Path(directory)
     part = directory / f"{WEIGHTS}.part"

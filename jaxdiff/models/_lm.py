@@ -26,12 +26,17 @@ class LM:
         graphdef: Structure of the Flax NNX module that the parameters belong to.
         spec: What the model is made of.
         edits: Edits that belong to the model: whatever runs it applies them first (`with_edits`).
+        changes: What was done to the weights since the model was made, in order: `fold_norms`,
+            `merge ADAPTER`. `save` writes it and `load` reads it. Models that differ in nothing
+            else share the programs of `run` and the like; `jax.tree.map` over two of them takes
+            their `params`.
     """
 
     params: Mapping[str, Any]
     graphdef: nnx.GraphDef = field(metadata={"static": True})
     spec: ModelConfig = field(metadata={"static": True})
     edits: tuple[Any, ...] = ()
+    changes: tuple[str, ...] = field(default=(), metadata={"static": True})
 
 
 def stacked(lm: LM) -> bool:
@@ -68,7 +73,12 @@ def untie(lm: LM) -> LM:
         return lm
     spec = replace(lm.spec, tied=False)
     params = {**lm.params, "unembedding": lm.params["embedding"]}
-    return replace(lm, params=params, graphdef=abstract(spec)[0], spec=spec)
+    return changed(replace(lm, params=params, graphdef=abstract(spec)[0], spec=spec), "untie")
+
+
+def changed(lm: LM, change: str) -> LM:
+    """Returns the model with one more line in the record of what was done to its weights."""
+    return replace(lm, changes=(*lm.changes, change))
 
 
 def module(lm: LM) -> Decoder:

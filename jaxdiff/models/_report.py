@@ -22,18 +22,22 @@ class LoadReport:
         ignored: Name of each tensor that is left out on purpose, and why.
         problems: One line for each tensor that is missing, unknown, or of a wrong shape or dtype;
             a model with any of them is not loaded.
+        changes: What was done to the weights before they were saved, and what the load does, as in
+            `LM.changes`.
     """
 
     consumed: Mapping[str, tuple[str, ...]]
     ignored: Mapping[str, str]
     problems: tuple[str, ...]
+    changes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """One line with counts, and one for each problem."""
+        """One line with counts and the record of changes, and one for each problem."""
         reasons = [f"{count} {why}" for why, count in Counter(self.ignored.values()).items()]
         line = f"{len(self.consumed)} tensors read"
         line += f", {len(self.ignored)} ignored ({'; '.join(reasons)})" if reasons else ""
-        line += f", {len(self.problems)} do not fit:" if self.problems else ""
+        line += f"; changed before: {', '.join(self.changes)}" if self.changes else ""
+        line += f"; {len(self.problems)} do not fit:" if self.problems else ""
         return "\n  ".join([line, *self.problems])
 
 

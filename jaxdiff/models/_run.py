@@ -69,7 +69,7 @@ def run(
         raise JaxdiffError(f"logits={logits!r}", fix="it is True, False or 'last'")
     asked = checked(lm, taps, edits, tokens, attention, own_positions=positions is not None)
     out, found = _run(
-        lm,
+        asked.lm,
         tokens,
         asked.taps,
         asked.edits,

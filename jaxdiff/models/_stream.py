@@ -71,8 +71,17 @@ def prefill(
     check_length(lm.spec, mask, 0)
     _check_room(0, tokens.shape[1], capacity)
     sampling = sampling_of(lm.spec, temperature, top_k, top_p, key, stop)
-    asked, skipped = asked_of(lm, taps, edits, tokens.shape[0], capacity)
-    return _prefill(lm, tokens, mask, sampling, *asked, capacity=capacity, skipped=skipped)
+    asked = asked_of(lm, taps, edits, tokens.shape[0], capacity)
+    return _prefill(
+        asked.lm,
+        tokens,
+        mask,
+        sampling,
+        asked.edits,
+        asked.taps,
+        capacity=capacity,
+        skipped=asked.skipped,
+    )
 
 
 def decode(
@@ -101,8 +110,8 @@ def decode(
     """
     check_steps(steps)
     _check_state(lm, state, np.zeros((len(state.pending), 0), bool), steps)
-    asked, skipped = asked_of(lm, taps, edits, *state.sequences.shape)
-    return _decode(lm, state, *asked, steps=steps, skipped=skipped)
+    asked = asked_of(lm, taps, edits, *state.sequences.shape)
+    return _decode(asked.lm, state, asked.edits, asked.taps, steps=steps, skipped=asked.skipped)
 
 
 def extend(
@@ -143,8 +152,8 @@ def extend(
         )
     # The last generated token is run as well.
     _check_state(lm, state, mask, 1)
-    asked, skipped = asked_of(lm, taps, edits, *state.sequences.shape)
-    return _extend(lm, state, tokens, mask, *asked, skipped=skipped)
+    asked = asked_of(lm, taps, edits, *state.sequences.shape)
+    return _extend(asked.lm, state, tokens, mask, asked.edits, asked.taps, skipped=asked.skipped)
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "skipped"))

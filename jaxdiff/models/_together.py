@@ -94,7 +94,7 @@ def run_together(
         for b in between
     )
     return _run_together(
-        lms,
+        tuple(a.lm for a in asked),
         tuple(each),
         tuple(a.taps for a in asked),
         tuple(a.edits for a in asked),

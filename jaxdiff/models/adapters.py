@@ -19,7 +19,7 @@ from typing import Any
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models._adapter_read import Changes, check_names, read_changes, read_report
 from jaxdiff.models._files import resolve
-from jaxdiff.models._lm import LM, abstract, untie
+from jaxdiff.models._lm import LM, abstract, changed, untie
 from jaxdiff.models._low_rank import LowRank, beside, change, join
 from jaxdiff.models._report import LoadReport
 from jaxdiff.models._weights import flatten, unflatten
@@ -57,12 +57,15 @@ def attach(
     folder = resolve(name_or_path, revision=revision)
     changes, report = read_changes(lm.spec, flatten(lm.params), folder)
     _log.info("%s: %s", name_or_path, report)
-    lm = untie(lm) if _unties(lm.spec, report) else lm
-    return (_merge if merge else _keep)(lm, changes, folder)
+    lm = untie(lm) if unties(lm.spec, report) else lm
+    lm = (_merge if merge else _keep)(lm, changes, folder)
+    return changed(lm, adapted("merge" if merge else "attach", name_or_path, revision))
 
 
 def merge(lm: LM) -> LM:
     """Returns a model with the updates beside its weights added to them, in float32."""
+    if not lm.spec.lora:
+        return lm
     flat = flatten(lm.params)
     updates = {
         path: LowRank(*map(flat.pop, _factors(path)))
@@ -70,7 +73,12 @@ def merge(lm: LM) -> LM:
         if _factors(path)[0] in flat
     }
     new, _ = change({path: flat[path] for path in updates}, {}, updates)
-    return _rebuilt(lm, flat | new, replace(lm.spec, lora=()))
+    return changed(_rebuilt(lm, flat | new, replace(lm.spec, lora=())), "merge")
+
+
+def adapted(how: str, name_or_path: str | Path, revision: str | None) -> str:
+    """Returns what the record of a model's changes says of an adapter."""
+    return f"{how} {name_or_path}" + (f"@{revision}" if revision else "")
 
 
 def adapter_report(spec: ModelConfig, folder: Path) -> LoadReport:
@@ -86,10 +94,11 @@ def adapted_spec(spec: ModelConfig, folder: Path) -> ModelConfig:
     """
     report = adapter_report(spec, folder)
     check_names(report, folder)
-    return replace(spec, tied=False) if _unties(spec, report) else spec
+    return replace(spec, tied=False) if unties(spec, report) else spec
 
 
-def _unties(spec: ModelConfig, report: LoadReport) -> bool:
+def unties(spec: ModelConfig, report: LoadReport) -> bool:
+    """Returns whether an adapter changes one of a tied embedding and unembedding."""
     ends = {"embedding", "unembedding"}
     return spec.tied and any(ends.intersection(paths) for paths in report.consumed.values())
 

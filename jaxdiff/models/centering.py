@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models._lm import LM, untie
+from jaxdiff.models._lm import LM, changed, untie
 from jaxdiff.models.folding import check_no_edits, of_each_block, with_leaves
 from jaxdiff.models.spec import ModelConfig
 
@@ -49,7 +49,7 @@ def center_unembedding(lm: LM) -> LM:
         )
     lm = untie(lm)
     unembedding = _without_mean(lm.params["unembedding"], axis=-2)
-    return with_leaves(lm, {"unembedding": unembedding})
+    return changed(with_leaves(lm, {"unembedding": unembedding}), "center_unembedding")
 
 
 def center_writing(lm: LM) -> LM:
@@ -71,7 +71,7 @@ def center_writing(lm: LM) -> LM:
     check_no_edits(lm, "center_writing")
     _check_ignores_mean(lm.spec)
     lm = untie(lm)
-    return with_leaves(lm, _centered(lm.params))
+    return changed(with_leaves(lm, _centered(lm.params)), "center_writing")
 
 
 @partial(jax.jit, inline=True)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.models._lm import LM, untie
+from jaxdiff.models._lm import LM, changed, untie
 from jaxdiff.models._weights import flatten, unflatten
 from jaxdiff.models.layers import offset_of
 from jaxdiff.models.spec import ModelConfig
@@ -53,7 +53,7 @@ def fold_norms(lm: LM) -> LM:
     """
     check_no_edits(lm, "fold_norms")
     lm = untie(lm)
-    return with_leaves(lm, _folded(lm.params, spec=lm.spec))
+    return changed(with_leaves(lm, _folded(lm.params, spec=lm.spec)), "fold_norms")
 
 
 def with_leaves(lm: LM, new: Params) -> LM:

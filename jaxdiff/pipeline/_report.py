@@ -100,12 +100,14 @@ def collect(config: RunConfig) -> dict[str, Any]:
 
 
 def _model(name: str, fingerprint: str) -> dict[str, Any]:
-    spec = models.load_spec(inputs.resolve(name))
+    path = inputs.resolve(name)
+    spec = models.load_spec(path)
     return {
         "path": name,
         "fingerprint": fingerprint,
         "parameters": models.parameters(spec),
         "architecture": spec.architecture,
+        "changes": models.load_report(path).changes,
     }
 
 

@@ -34,6 +34,7 @@ class _Model(_Record):
     fingerprint: str
     parameters: int | None
     architecture: str
+    changes: tuple[str, ...] = ()
 
 
 class _Stage(_Record):

@@ -173,7 +173,9 @@ def test_merging_equals_the_merge_of_the_files(case, name, stacked):
     ft = attach(lm, adapter)
     expected = load(merged, stacked=stacked)
     assert ft.spec == expected.spec and ft.graphdef == expected.graphdef
-    assert jax.tree.structure(ft) == jax.tree.structure(expected)
+    assert jax.tree.structure(ft.params) == jax.tree.structure(expected.params)
+    assert ft.changes == load(adapter).changes == load_report(adapter).changes
+    assert ft.changes == (f"merge {adapter}",) and not expected.changes
     _close(ft.params, expected.params)
     _close(load(adapter, stacked=stacked).params, ft.params, atol=0)
     # What is left alone is the base's own array.
@@ -190,6 +192,8 @@ def test_kept_apart_equals_merged(case, name, stacked):
     assert apart.spec.lora and dataclasses.replace(apart.spec, lora=()) == expected.spec
     _close(flatten(apart.params)["embedding"], expected.params["embedding"], atol=0)
     together = merge(apart)
+    assert together.changes == (f"attach {adapter}", "merge")
+    assert merge(together) is together
     assert together.spec == expected.spec and together.graphdef == expected.graphdef
     _close(together.params, expected.params)
     tokens = _tokens(apart)
@@ -240,9 +244,11 @@ def test_bfloat16_is_rounded_once(case, stacked):
     half = attach(load(base, dtype="bfloat16", stacked=stacked), adapter)
     # The base's files are bfloat16 already, so that both start from the same numbers.
     expected = load(merged, dtype="bfloat16", stacked=stacked)
-    assert jax.tree.all(
-        jax.tree.map(lambda x, y: x.dtype == y.dtype and (x == y).mean() > 0.99, half, expected)
-    )
+
+    def same(x, y):
+        return x.dtype == y.dtype and (x == y).mean() > 0.99
+
+    assert jax.tree.all(jax.tree.map(same, half.params, expected.params))
     apart = attach(load(base, dtype="bfloat16", stacked=stacked), adapter, merge=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(apart)} == {jnp.dtype(jnp.bfloat16)}
     logits, exact = run(apart, _tokens(apart))[0], run(load(merged), _tokens(apart))[0]
@@ -326,6 +332,7 @@ def test_an_embedding_is_updated_by_row(golden, tmp_path):
     ft = attach(lm, adapter)
     _close(ft.params["embedding"], lm.params["embedding"] + 2 * (b @ a).T)
     _close(ft.params["unembedding"], lm.params["embedding"], atol=0)
+    assert ft.changes == load_report(adapter).changes == ("untie", f"merge {adapter}")
     with pytest.raises(JaxdiffError, match="updates of embedding cannot be kept apart"):
         attach(lm, adapter, merge=False)
 

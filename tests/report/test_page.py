@@ -114,8 +114,17 @@ def test_half_a_surrogate_pair_is_no_obstacle(results, parse):
 def test_tables_show_the_numbers(results, parse):
     d = results["dictionaries"]["batch_topk"]
     d["l0"], d["fve"]["base"], d["counts"]["shared"] = 12.345, 0.87654, 123456
+    results["provenance"]["models"]["ft"]["changes"] = ["untie", "fold_norms"]
     text = parse(results).text
-    for shown in ("12.35", "0.8765", "123,456", "9e1f00aa12bc34de", "1 min 15 s", "962,110"):
+    for shown in (
+        "12.35",
+        "0.8765",
+        "123,456",
+        "9e1f00aa12bc34de",
+        "1 min 15 s",
+        "962,110",
+        "changed: untie, fold_norms",
+    ):
         assert shown in text
     for row in d["truth"]:
         assert row["behaviour"] in text
