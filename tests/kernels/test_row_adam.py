@@ -8,6 +8,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jaxdiff.kernels.row_adam import Schedule, Table, row_adam, row_squares, squares_tpu, tpu, xla
 
+pytestmark = pytest.mark.usefixtures("few_classes")
 IMPLEMENTATIONS = {
     "xla": xla.row_adam,
     "pallas_tpu": functools.partial(tpu.row_adam, interpret=True),
