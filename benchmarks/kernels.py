@@ -120,8 +120,7 @@ def main() -> None:
         table.add_column(heading)
     found = []
     for op, prepare in ops(shape).items():
-        usable = names if op != "row_squares" or pallas == "pallas_tpu" else names[:1]
-        sides = {name: prepare(name) for name in usable}
+        sides = {name: prepare(name) for name in names}
         for side in sides.values():
             jax.block_until_ready(side())
         for name, summary in alternately(sides, BUDGET).items():

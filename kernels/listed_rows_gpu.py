@@ -22,6 +22,11 @@ def piece(width: int) -> int:
     return next(THREADS * each for each in (4, 2, 1) if width % (THREADS * each) == 0)
 
 
+def filled(rows: jax.Array) -> jax.Array:
+    """Returns rows with zeros up to a multiple of 128 columns, a copy where there are fewer."""
+    return jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % THREADS)))
+
+
 def add_up(source, indices, weights, start, stop, columns: Any) -> jax.Array:
     """Returns the sum over entries `start` to `stop` of some columns of the rows, in float32."""
 

@@ -27,8 +27,7 @@ def gathered_dots(
     Blocks follow each other in the order of the list, so that a row which neighbours share is in
     the second-level cache. Sides whose width is no multiple of 128 are copied to one that is.
     """
-    filled = -left.shape[1] % lists.THREADS
-    left, right = (jnp.pad(side, ((0, 0), (0, filled))) for side in (left, right))
+    left, right = lists.filled(left), lists.filled(right)
     width = left.shape[1]
     piece = lists.piece(width)
 

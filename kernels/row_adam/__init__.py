@@ -64,9 +64,13 @@ def row_squares(
 ) -> Float[Array, ""]:
     """Returns the squared norm of the gradient of all rows of all tables, without holding it.
 
-    Arguments are those of `row_adam`; there is no kernel for GPUs.
+    Arguments are those of `row_adam`.
     """
-    from . import squares_tpu
+    from . import squares_gpu, squares_tpu
 
-    known = {"xla": xla.row_squares, "pallas_tpu": squares_tpu.row_squares}
+    known = {
+        "xla": xla.row_squares,
+        "pallas_tpu": squares_tpu.row_squares,
+        "pallas_gpu": squares_gpu.row_squares,
+    }
     return dispatch(known, implementation, sources, indices, weights, offsets)

@@ -25,7 +25,7 @@ def weighted_gather(
     A source whose width is no multiple of 128 is copied to one that is.
     """
     groups, width = offsets.size - 1, source.shape[1]
-    source = jnp.pad(source, ((0, 0), (0, -width % lists.THREADS)))
+    source = lists.filled(source)
     piece = lists.piece(source.shape[1])
 
     def kernel(source, indices, weights, offsets, out):

@@ -11,7 +11,7 @@ from jaxdiff.kernels.encode_marks import encode_marks
 from jaxdiff.kernels.encode_marks import gpu as marks_gpu
 from jaxdiff.kernels.gathered_dots import gathered_dots
 from jaxdiff.kernels.gathered_dots import gpu as dots_gpu
-from jaxdiff.kernels.row_adam import Schedule, Table, row_adam
+from jaxdiff.kernels.row_adam import Schedule, Table, row_adam, row_squares, squares_gpu
 from jaxdiff.kernels.row_adam import gpu as adam_gpu
 from jaxdiff.kernels.weighted_gather import gpu as gather_gpu
 from jaxdiff.kernels.weighted_gather import weighted_gather
@@ -57,6 +57,18 @@ def test_row_adam_lowers(dtype):
     pull = array(LATENTS, 2)
     text = lowered(step, tables, *numbers, source, indices, weights, offsets, pull)
     assert "mosaic_gpu" in text
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_row_squares_lowers(dtype):
+    """Tables of a step: one as wide as its rows, and one of a single column."""
+    source, indices, weights, offsets = row_list(ROWS, LATENTS, dtype)
+
+    def norm(source, ones, indices, weights, offsets):
+        return row_squares((source, ones), indices, (weights, weights), offsets)
+
+    text = lowered(norm, source, array(ROWS, 1), indices, weights, offsets)
+    assert text.count("custom_call @mosaic_gpu") == 2 and "stablehlo.while" not in text
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -115,6 +127,18 @@ def test_row_adam(draw, float64_sums):
     squares = np.where(touched, np.sum(params.reshape(3, 2, 128) ** 2, axis=-1), squares)
     np.testing.assert_allclose(moved.squares, squares, rtol=1e-5)
     assert 0 < touched.sum() < 3
+
+
+def test_row_squares(draw, float64_sums):
+    """Three pieces of a row, and a table of one column; entries of no group are left out."""
+    wide, narrow = draw(7, 384, 4, 20), draw(7, 1, 4, 20)
+    narrow = wide._replace(source=narrow.source, weights=-narrow.weights)
+    weights = wide.weights, narrow.weights
+    found = squares_gpu.row_squares(
+        (wide.source, narrow.source), wide.indices, weights, wide.offsets, interpret=SIMULATED
+    )
+    expected = sum(np.sum(float64_sums(given) ** 2) for given in (wide, narrow))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
