@@ -35,7 +35,7 @@ class Op(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Edit:
-    """What `edit` makes; `edit` says what the fields are."""
+    """What `edit` makes; `edit` says what the fields are, and `models.with_edits` names it."""
 
     site: str = field(metadata={"static": True})
     op: Any
@@ -45,6 +45,7 @@ class Edit:
     rows: Any = None
     heads: Any = None
     steps: Any = None
+    name: str = field(default="", metadata={"static": True})
 
     def __call__(self, value: Array, at: At) -> Array:
         """Returns the value with the op applied where the selectors say."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from jaxdiff.models._together import Together as Together
     from jaxdiff.models._together import run_together as run_together
     from jaxdiff.models._traces import traces as traces
+    from jaxdiff.models._with_edits import chosen as chosen
     from jaxdiff.models._with_edits import with_edits as with_edits
     from jaxdiff.models.adapters import attach as attach
     from jaxdiff.models.adapters import merge as merge
@@ -71,6 +72,7 @@ _HOMES = {
     "center_unembedding": "centering",
     "center_writing": "centering",
     "traces": "_traces",
+    "chosen": "_with_edits",
     "with_edits": "_with_edits",
     "unstack": "_lm",
     "stack": "_lm",
@@ -114,6 +116,7 @@ __all__ = [
     "Together",
     "Between",
     "traces",
+    "chosen",
     "with_edits",
     "unstack",
     "stack",

@@ -66,11 +66,7 @@ def checked(
     check_edits(spec, edits)
     edits = (*lm.edits, *edits)
     skipped = frozenset(_skipped(spec, edit) for edit in edits if whole_block(edit.site))
-    kept = tuple(
-        replace(edit, site=canonical_site(spec, edit.site))  # pyright: ignore[reportArgumentType]
-        for edit in edits
-        if not whole_block(edit.site)
-    )
+    kept = tuple(_canonical(spec, edit) for edit in edits if not whole_block(edit.site))
     named = tuple(_tap(spec, tap) for tap in taps)
     names = [tap.name for tap in named]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -103,15 +99,26 @@ def check_edits(spec: ModelConfig, edits: Sequence[Edit]) -> None:
 def check_no_rows(lm: LM, where: str) -> None:
     """Refuses a model that carries an edit of some rows, where rows are not those of the caller."""
     for edit in lm.edits:
-        own = (getattr(edit, "rows", None), getattr(getattr(edit, "op", None), "row", None))
-        positions = getattr(edit, "positions", ())
-        if any(each is not None for each in own) or getattr(positions, "ndim", 0) == 2:
+        if differs_between_rows(edit):
             raise JaxdiffError(
                 f"the model carries an edit of {edit.site} that differs between rows, and rows are "
                 "put together anew here",
                 where=where,
                 fix="leave it out, or make it the same for all rows",
             )
+
+
+def differs_between_rows(edit: Edit) -> bool:
+    """Returns whether an edit selects rows, has positions for each row, or reads other rows."""
+    own = (getattr(edit, "rows", None), getattr(getattr(edit, "op", None), "row", None))
+    positions = getattr(edit, "positions", None)
+    return any(each is not None for each in own) or getattr(positions, "ndim", 0) == 2
+
+
+def _canonical(spec: ModelConfig, edit: Any) -> Any:
+    """Returns an edit by the canonical name of its site, and none of its own."""
+    own = {"name": ""} if getattr(edit, "name", "") else {}
+    return replace(edit, site=canonical_site(spec, edit.site), **own)
 
 
 def _tap(spec: ModelConfig, tap: str | Tap) -> Tap:
