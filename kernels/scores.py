@@ -84,6 +84,12 @@ class Held(NamedTuple):
         """Returns `x W^T + b` of listed latents; those out of range have any values."""
         return self.pre[:, latents] + self.bias[latents][None, :]
 
+    def part(
+        self, first: Int32[Array, ""], _: Float[Array, "n K"], bias: Float[Array, " n"]
+    ) -> Float[Array, "R n"]:
+        """Returns `x W^T + b` of the latents from `first` on, of which the encoder is given."""
+        return lax.dynamic_slice_in_dim(self.pre, first, bias.size, 1) + bias[None, :]
+
     def by_rows(self, function: Callable[[Keys], PyTree]) -> PyTree:
         """Returns what a function makes of all scores, a result for each row or 32 rows.
 
@@ -153,6 +159,12 @@ class Streamed(NamedTuple):
         """Returns `x W^T + b` of listed latents; those out of range have any values."""
         made = product(self.x.astype(self.dtype), self.W[latents].astype(self.dtype))
         return made + self.bias[latents][None, :]
+
+    def part(
+        self, _: Int32[Array, ""], W: Float[Array, "n K"], bias: Float[Array, " n"]
+    ) -> Float[Array, "R n"]:
+        """Returns `x W^T + b` of the latents from a first one on, of which the encoder is given."""
+        return product(self.x.astype(self.dtype), W.astype(self.dtype)) + bias[None, :]
 
     def by_rows(self, function: Callable[[Keys], PyTree]) -> PyTree:
         """Returns what a function makes of chunks of rows, as `Held.by_rows` does."""

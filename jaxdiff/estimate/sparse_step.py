@@ -9,7 +9,7 @@ from jaxdiff.estimate.chips import Chip
 from jaxdiff.estimate.costs import Costs
 from jaxdiff.estimate.programs import precision
 from jaxdiff.estimate.rings import all_gather, all_reduce, summed
-from jaxdiff.training.penalised_step import slots_of
+from jaxdiff.training.penalised_step import PART, slots_of
 
 # How often the row of an entry is fetched: for its value as a candidate and when it is selected,
 # to decode, for its slope, and for the gradients' norm and update of both tables.
@@ -18,9 +18,9 @@ _FETCHES = 8
 _DOTS = 3
 # Bytes that selection moves for each slot of the list: most of it in counts of the candidates.
 _SLOT = 600
-# Passes over bit maps of all scores, over what is as large as the reconstruction, and over arrays
-# of scores where a penalty leaves so many active that no list holds them.
-_MAPS, _PASSES, _ARRAYS = 8, 8, 14
+# Passes over bit maps of all scores, over what is as large as the reconstruction, and, where a
+# penalty leaves so many active that no list holds them, over arrays of scores, in parts.
+_MAPS, _PASSES, _ARRAYS = 8, 8, 16
 # Rows and latents of a tile whose product stays on a TPU's chip; scores of a chunk on GPUs, and
 # of one where AuxK cuts rows, or topk.
 _ROWS, _LANES, _CHUNK, _SMALL = 2048, 1024, 2**26, 2**24
@@ -65,13 +65,15 @@ def sparse_costs(
     item, moment = jnp.dtype(train.dtype).itemsize, jnp.dtype(train.moment_dtype).itemsize
     held, read = _encoder(train, width, rows, latents, chip)
     if entries > slots:
-        # No list holds them: products with all latents, as in the dense step.
-        flops, moved = 10 * scores * width, latents
-        followed = 10 * item * width * latents + _ARRAYS * 4 * scores
+        # No list holds them: six products, part by part, after the one that counts.
+        flops, moved = 14 * scores * width, latents
+        followed = 12 * item * width * latents + _ARRAYS * 4 * scores
     else:
-        flops = 2 * width * (scores + _FETCHES * entries)
+        # The pull of a penalty asks for slopes by model.
+        fetches = _FETCHES + (shape[0] - 1 if dictionary.penalised else 0)
+        flops = 2 * width * (scores + fetches * entries)
         # All but decode fetch rows of the batch, which GPUs keep in the second-level cache.
-        fetches = 1 if chip.gpu else _FETCHES
+        fetches = 1 if chip.gpu else fetches
         followed = 4 * width * (fetches * entries + _DOTS * touched) + _SLOT * slots
         # On TPUs all rows of the tables pass through the chip.
         moved = touched if chip.gpu else latents
@@ -80,7 +82,7 @@ def sparse_costs(
             "temporaries": max(
                 # While entries are selected, and afterwards.
                 held + reconstruction + scores / 2 + 60 * slots,
-                reconstruction * (6.5 + item / 4) + _arrays(dictionary, scores),
+                reconstruction * (6.5 + item / 4) + _arrays(dictionary, scores, latents, width),
             )
         },
         flops=flops,
@@ -96,11 +98,12 @@ def sparse_costs(
     )
 
 
-def _arrays(dictionary: DictionaryConfig, scores: float) -> float:
-    """Returns the bytes of float arrays of scores that a branch of the program holds."""
+def _arrays(dictionary: DictionaryConfig, scores: float, latents: float, width: int) -> float:
+    """Returns the bytes of float arrays of scores and gradients that a branch holds."""
     if dictionary.penalised:
-        # Taken until active entries are few: scores, values and slopes of all latents.
-        return 4 * 4 * scores
+        # Taken until active entries are few: scores, values and slopes of a part of the latents,
+        # and gradients of all.
+        return 4 * 4 * min(scores, PART) + 4 * 2 * latents * width
     chunked = dictionary.aux > 0 or dictionary.activation == "topk"
     return 4 * min(scores, _SMALL) if chunked else 0.0
 

@@ -5,12 +5,13 @@ them, work follows the list; elsewhere it is products with all latents, as in `t
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt32
 
 from jaxdiff.config import DictionaryConfig, TrainConfig
 from jaxdiff.dictionaries.loss import Parts, squares_by_model
@@ -29,6 +30,8 @@ from jaxdiff.training.step import Info, idle_after, summarize
 
 # Pairs of a row and a latent for each slot of the list.
 _PAIRS = 32
+# Pairs in a part of the latents, where products are taken with all of them.
+PART = 1 << 22
 
 
 def slots_of(batch: int, latents: int) -> int:
@@ -50,7 +53,7 @@ def penalised_step(
     Arguments and results are those of `sparse_step`; `passes` is 1 where the work followed the
     list, which for jumprelu also has the entries in the windows around thresholds: with a wide
     bandwidth these are many. Of what follows the encoder, only products with all latents are
-    rounded to `train.dtype`; they take the memory of the dense step, also where none is done.
+    rounded to `train.dtype`.
     """
     rows = x.reshape(len(x), -1)
     scores = scores_of(state, rows, config, train, axes, held)
@@ -140,16 +143,12 @@ def _listed(given: _Given, words, config: DictionaryConfig, train: TrainConfig) 
     guess = total(weighted_gather(tables.W_dec.params, *by_row(found, a.value, B)))
     error, reconstruction, slope = reconstruct(x, guess, tables.b_dec.params, config)
 
-    def by_model(index):
-        return (index[:, None] * M + jnp.arange(M, dtype=jnp.int32)[None, :]).reshape(-1)
+    def dots_of(model):
+        # Zeros in place of other models: on TPUs a table cut by model would be a copy of it.
+        own = jnp.where(jnp.arange(M * D)[None] // D == model, slope, 0.0)
+        return gathered_dots(tables.W_dec.params, latents, own, found.indices, count)
 
-    dots = gathered_dots(
-        tables.W_dec.params.reshape(-1, D),
-        by_model(latents),
-        slope.reshape(-1, D),
-        by_model(found.indices),
-        M * count,
-    ).reshape(-1, M)
+    dots = jnp.stack([dots_of(model) for model in range(M)], axis=1)
     own = threshold[latents], scores.norms[latents], weight / B
     s = slopes(jnp.sum(dots, axis=1), a, *own, config)
     of_entries = jnp.stack([s.norm, a.keep.astype(jnp.float32), *(a.value[:, None] * dots).T])
@@ -191,38 +190,84 @@ def _listed(given: _Given, words, config: DictionaryConfig, train: TrainConfig) 
     )
 
 
+class _Found(NamedTuple):
+    """What is found part by part of the latents: gradients of tables, and of the penalty."""
+
+    gradient: dict[str, Float[Array, "L _"]]
+    penalty: Float[Array, ""]
+    active: Int32[Array, ""]
+    fired: Bool[Array, " L"]
+
+
 def _everywhere(given: _Given, config: DictionaryConfig, train: TrainConfig) -> _Step:
-    """Does a step of all latents, in products of [B, L] arrays."""
+    """Does a step of all latents, in products with some of them at a time."""
     state, x, rows, scores, threshold, weight = given
-    tables, total, (B, M, D) = state.tables, scores.share.total, x.shape
+    total, (B, M, D), L = scores.share.total, x.shape, threshold.size
+    tables = {n: table for n, table in state.tables._asdict().items() if table and n != "b_dec"}
     product = functools.partial(matmul, dtype=jnp.dtype(train.dtype))
-    pre = scores._replace(norms=jnp.ones_like(threshold)).by_rows(lambda keys: keys())
-    a = active(pre, threshold[None], config)
-    guess = total(product(a.value, tables.W_dec.params))
-    error, reconstruction, slope = reconstruct(x, guess, tables.b_dec.params, config)
-    dots = product(slope, tables.W_dec.params.T)
-    s = slopes(dots, a, threshold[None], scores.norms[None], weight / B, config)
-    pulls = pull(jnp.sum(s.norm, axis=0), tables.W_dec.squares, config)
-    pulled = (tables.W_dec.params.reshape(-1, M, D) * pulls[:, :, None]).reshape(-1, M * D)
-    gradient = {
-        "W_enc": product(s.pre.T, rows),
-        "b_enc": jnp.sum(s.pre, axis=0)[:, None],
-        "W_dec": product(a.value.T, slope) + pulled,
-    }
-    if tables.threshold is not None:
-        gradient["threshold"] = jnp.sum(s.log_threshold, axis=0)[:, None]
-    squares = jnp.asarray(sum(jnp.sum(jnp.square(g)) for g in gradient.values()))
+
+    def part_of(first, size):
+        part, low = _cut((tables, threshold), first, size)
+        pre = scores.part(first, part["W_enc"].params, part["b_enc"].params[:, 0])
+        return part["W_dec"], low, active(pre, low[None], config)
+
+    def add(guess, first, size):
+        W_dec, _, a = part_of(first, size)
+        return guess + product(a.value, W_dec.params)
+
+    guess = total(_fold(add, jnp.zeros_like(rows), B, L))
+    error, reconstruction, slope = reconstruct(x, guess, state.tables.b_dec.params, config)
+
+    def look(found: _Found, first, size):
+        W_dec, low, a = part_of(first, size)
+        norms = _cut(scores.norms, first, size)
+        dots = product(slope, W_dec.params.T)
+        s = slopes(dots, a, low[None], norms[None], weight / B, config)
+        pulls = pull(jnp.sum(s.norm, axis=0), W_dec.squares, config)
+        pulled = (W_dec.params.reshape(-1, M, D) * pulls[:, :, None]).reshape(-1, M * D)
+        gradient = {
+            "W_enc": product(s.pre.T, rows),
+            "b_enc": jnp.sum(s.pre, axis=0)[:, None],
+            "W_dec": product(a.value.T, slope) + pulled,
+            "threshold": jnp.sum(s.log_threshold, axis=0)[:, None],
+        }
+        put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=first, axis=0)
+        return _Found(
+            gradient={name: put(all, gradient[name]) for name, all in found.gradient.items()},
+            penalty=found.penalty + jnp.sum(s.penalty),
+            active=found.active + jnp.sum(a.keep, dtype=jnp.int32),
+            fired=put(found.fired, jnp.any(a.keep, axis=0)),
+        )
+
+    none = {name: jnp.zeros_like(table.params) for name, table in tables.items()}
+    start = _Found(none, jnp.zeros(()), jnp.int32(0), jnp.zeros(L, bool))
+    found = _fold(look, start, B, L)
+    squares = jnp.asarray(sum(jnp.sum(jnp.square(g)) for g in found.gradient.values()))
     bias = jnp.sum(slope, axis=0)
     norm, schedule = schedule_of(state, squares, bias, scores.share, config, train)
     since = schedule.step - state.last
-    new = {name: move(getattr(tables, name), g, since, schedule) for name, g in gradient.items()}
+    new = {name: move(tables[name], g, since, schedule) for name, g in found.gradient.items()}
     return _Step(
-        tables=tables._replace(**new, b_dec=move_bias(state, bias, schedule)),
+        tables=state.tables._replace(**new, b_dec=move_bias(state, bias, schedule)),
         touched=jnp.ones_like(state.last, bool),
-        fired=jnp.any(a.keep, axis=0),
+        fired=found.fired,
         error=error,
         reconstruction=reconstruction,
-        penalty=total(jnp.sum(s.penalty)) / B,
-        l0=total(jnp.sum(a.keep, dtype=jnp.int32)).astype(jnp.float32) / B,
+        penalty=total(found.penalty) / B,
+        l0=total(found.active).astype(jnp.float32) / B,
         norm=norm,
     )
+
+
+def _cut(tree: PyTree, first, size: int) -> PyTree:
+    """Returns rows; the barrier keeps compilers from rounding whole tables outside of a loop."""
+    rows = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, size), tree)
+    return lax.optimization_barrier(rows)
+
+
+def _fold(function: Callable, start: PyTree, rows: int, latents: int) -> PyTree:
+    """Folds over parts of the latents: `function(state, first, size)`."""
+    size = min(max(PART // rows, 1), latents)
+    end = lax.fori_loop(0, latents // size, lambda i, s: function(s, i * size, size), start)
+    rest = latents % size
+    return function(end, jnp.int32(latents - rest), rest) if rest else end

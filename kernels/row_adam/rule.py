@@ -122,8 +122,9 @@ def move(
     )
     new = Table(*moved)
     if rows.squares is not None:
-        parts = new.params.reshape(*rows.squares.shape, -1)
-        new = new._replace(squares=jnp.sum(jnp.square(parts), axis=-1))
+        # Columns are cut, not reshaped, which on TPUs would copy a whole table.
+        parts = jnp.split(jnp.square(new.params), rows.squares.shape[1], axis=1)
+        new = new._replace(squares=jnp.stack([jnp.sum(part, axis=1) for part in parts], axis=1))
     return jax.tree.map(lambda a, b: b.astype(a.dtype), rows, new)
 
 
