@@ -32,17 +32,22 @@ def row_adam(
 ) -> tuple[Table, ...]:
     """Updates the rows that have slots; see `jaxdiff.kernels.row_adam`.
 
-    Tables of which a part of a row is no multiple of 128 wide are left to XLA.
+    Tables of fewer than 128 columns, such as biases, are filled up for as long as the kernel runs;
+    wider ones of which a part of a row is no multiple of 128 are left to XLA.
     """
     moved = []
     for table, source, some, pull in zip(tables, sources, weights, pulls, strict=True):
-        parts = 1 if table.squares is None else table.squares.shape[1]
-        if source.shape[1] % (parts * lists.THREADS):
+        width, parts = source.shape[1], 1 if table.squares is None else table.squares.shape[1]
+        if width % (parts * lists.THREADS) and (parts > 1 or width > lists.THREADS):
             listed = (source,), indices, (some,), offsets
             moved += xla.row_adam((table,), last, *listed, schedule, (pull,))
-        else:
-            listed = source, indices, some.astype(jnp.float32), offsets
-            moved.append(_update(table, last, listed, schedule, pull, interpret=interpret))
+            continue
+        listed = lists.filled(source), indices, some.astype(jnp.float32), offsets
+        params, moment = lists.filled(table.params), lists.filled(table.moment)
+        table = table._replace(params=params, moment=moment)
+        new = _update(table, last, listed, schedule, pull, interpret=interpret)
+        params, moment = new.params[:, :width], new.moment[:, :width]
+        moved.append(new._replace(params=params, moment=moment))
     return tuple(moved)
 
 
