@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     *(("errors", "lazy"), ("types", "mesh", "config", "manifest", "checkpoint", "progress")),
     ("descent",),
-    *(("dictionaries",), ("models",), ("edits",), ("causal", "readouts"), ("text",)),
+    *(("dictionaries",), ("models",), ("edits",), ("causal", "readouts", "sessions"), ("text",)),
     *(("activations",), ("training",), ("stats",), ("diffing",), ("organisms",), ("report",)),
     *(("pipeline",), ("estimate",), ("cli",)),
 )

@@ -1,4 +1,4 @@
-"""Edits and taps as JSON and arrays, and back: a registry of classes, and nothing else."""
+"""Pytrees of known classes as JSON and arrays, and back: a registry, and nothing else."""
 
 import dataclasses
 import functools
@@ -19,9 +19,9 @@ from jaxdiff.edits._edit import Edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import Tap
 
-Item = Edit | Tap
+Registry = Mapping[str, type]
 
-REGISTRY = {
+REGISTRY: Registry = {
     kind.__name__: kind
     for kind in (
         *(Edit, Tap, Dictionary, Normalization),
@@ -35,54 +35,51 @@ REGISTRY = {
 }
 
 
-def encode(items: Sequence[Item]) -> tuple[list[Any], dict[str, np.ndarray]]:
+def encode(items: Sequence[Any], kinds: Registry) -> tuple[list[Any], dict[str, np.ndarray]]:
     """Returns JSON, and the arrays that it refers to.
 
     Raises:
         JaxdiffError: If a part is none of the registry's classes, or no array.
     """
-    if not isinstance(items, Sequence) or not all(isinstance(item, Item) for item in items):
-        raise JaxdiffError("edits and taps are saved as a tuple of them", fix="(edit,)")
     arrays: dict[str, np.ndarray] = {}
-    return [_encode(item, f"{i}", arrays) for i, item in enumerate(items)], arrays
+    return [_encode(item, f"{i}", arrays, kinds) for i, item in enumerate(items)], arrays
 
 
-def decode(tree: Any, arrays: Mapping[str, np.ndarray], *, where: object) -> tuple[Item, ...]:
-    """Inverts `encode`.
+def decode(
+    tree: Any, arrays: Mapping[str, np.ndarray], kinds: Registry, of: tuple[type, ...]
+) -> tuple[Any, ...]:
+    """Inverts `encode`; the items are of some of the classes only.
 
     Raises:
-        JaxdiffError: If a class or field is not known, or an array is missing or one too many.
+        Refused: If a class or field is not known, or an array is missing or one too many.
     """
     used: set[str] = set()
     try:
-        items = tuple(_decode(item, arrays, used) for item in tree)
-    except (_Refused, TypeError, ValueError, KeyError, RecursionError) as error:
-        raise JaxdiffError(f"these edits cannot be read: {error}", where=where) from None
+        items = tuple(_decode(item, arrays, used, kinds) for item in tree)
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
+        raise Refused(error) from None
     unused = sorted(set(arrays) - used)
-    strange = [type(item).__name__ for item in items if not isinstance(item, Item)]
+    strange = [type(item).__name__ for item in items if not isinstance(item, of)]
     if unused or strange:
-        raise JaxdiffError(
-            f"these edits cannot be read: {', '.join(unused + strange)} has no place in them",
-            where=where,
-        )
+        raise Refused(f"{', '.join(unused + strange)} has no place in it")
     return items
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """What is wrong with a file, in words."""
 
 
-def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+def _encode(value: Any, path: str, arrays: dict[str, np.ndarray], kinds: Registry) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (int, float)):
         # JSON has no infinities, and whether a number is an int matters to programs.
         return {"int": value} if isinstance(value, int) else {"float": repr(float(value))}
     if isinstance(value, tuple):
-        return [_encode(part, f"{path}.{i}", arrays) for i, part in enumerate(value)]
-    if dataclasses.is_dataclass(value) and REGISTRY.get(type(value).__name__) is type(value):
+        return [_encode(part, f"{path}.{i}", arrays, kinds) for i, part in enumerate(value)]
+    if dataclasses.is_dataclass(value) and kinds.get(type(value).__name__) is type(value):
         fields = {
-            field.name: _encode(getattr(value, field.name), f"{path}.{field.name}", arrays)
+            field.name: _encode(getattr(value, field.name), f"{path}.{field.name}", arrays, kinds)
             for field in dataclasses.fields(value)
         }
         return {"class": type(value).__name__, "fields": fields}
@@ -92,7 +89,7 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
         f"{type(value).__name__} cannot be saved: it is no op, view or reducer of jaxdiff, and no "
         "array",
         where=path,
-        fix=f"these can be: {', '.join(REGISTRY)}",
+        fix=f"these can be: {', '.join(kinds)}",
     )
 
 
@@ -110,11 +107,11 @@ def _encode_array(value: Any, path: str, arrays: dict[str, np.ndarray]) -> dict[
     return {"array": path, **key}
 
 
-def _decode(tree: Any, arrays: Mapping[str, np.ndarray], used: set[str]) -> Any:
+def _decode(tree: Any, arrays: Mapping[str, np.ndarray], used: set[str], kinds: Registry) -> Any:
     if tree is None or isinstance(tree, (bool, str)):
         return tree
     if isinstance(tree, list):
-        return tuple(_decode(part, arrays, used) for part in tree)
+        return tuple(_decode(part, arrays, used, kinds) for part in tree)
     kind = frozenset(tree) if isinstance(tree, dict) else frozenset()
     if kind == {"int"} and type(tree["int"]) is int:
         return tree["int"]
@@ -123,35 +120,41 @@ def _decode(tree: Any, arrays: Mapping[str, np.ndarray], used: set[str]) -> Any:
     if kind in ({"array"}, {"array", "key"}):
         return _decode_array(tree, arrays, used)
     if kind == {"class", "fields"}:
-        return _decode_object(tree["class"], tree["fields"], arrays, used)
-    raise _Refused(f"{str(tree)[:80]!r} is neither a number, an array nor an object")
+        return _decode_object(tree["class"], tree["fields"], arrays, used, kinds)
+    raise Refused(f"{str(tree)[:80]!r} is neither a number, an array nor an object")
 
 
 def _decode_array(tree: dict, arrays: Mapping[str, np.ndarray], used: set[str]) -> Any:
     name = tree["array"]
     if name not in arrays:
-        raise _Refused(f"the array {name!r} is missing")
+        raise Refused(f"the array {name!r} is missing")
     used.add(name)
     if "key" not in tree:
         return arrays[name]
     return jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=tree["key"])
 
 
-def _decode_object(name: Any, fields: Any, arrays: Mapping[str, np.ndarray], used: set[str]) -> Any:
-    if not isinstance(name, str) or name not in REGISTRY:
-        raise _Refused(f"{name!r} is no op, view or reducer; these are: {', '.join(REGISTRY)}")
-    kind = REGISTRY[name]
+def _decode_object(
+    name: Any,
+    fields: Any,
+    arrays: Mapping[str, np.ndarray],
+    used: set[str],
+    kinds: Registry,
+) -> Any:
+    if not isinstance(name, str) or name not in kinds:
+        raise Refused(f"{name!r} is no op, view or reducer; these are: {', '.join(kinds)}")
+    kind = kinds[name]
     known = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(fields) - set(known))
     if unknown:
-        raise _Refused(f"{name} has no field {', '.join(unknown)}")
+        raise Refused(f"{name} has no field {', '.join(unknown)}")
     missing = [n for n, f in known.items() if n not in fields and f.default is dataclasses.MISSING]
     if missing:
-        raise _Refused(f"{name} has no {', '.join(missing)}, which it needs")
-    values = {field: _decode(part, arrays, used) for field, part in fields.items()}
+        raise Refused(f"{name} has no {', '.join(missing)}, which it needs")
+    values = {field: _decode(part, arrays, used, kinds) for field, part in fields.items()}
     for field, value in values.items():
         if known[field].metadata.get("static") and not _fits(value, _hints(kind)[field]):
-            raise _Refused(f"{field} of {name} cannot be {value!r}")
+            raise Refused(f"{field} of {name} cannot be {value!r}")
     if kind is Dictionary:
         # Its functions take device arrays only; leaves of other classes may stay on the host.
         arrays = {n: values[n] for n in LEAVES if values.get(n) is not None}
