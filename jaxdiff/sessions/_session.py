@@ -19,13 +19,13 @@ from jaxdiff.types import HostOrDevice
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Step:
-    """What `step` makes; `step` says what the fields are."""
+    """What `step` makes; `step` says what the fields are, and `check` that they are it."""
 
     name: str = field(metadata={"static": True})
     model: str = field(metadata={"static": True})
     tokens: Any
-    taps: tuple[Tap, ...] = ()
-    edits: tuple[Edit, ...] = ()
+    taps: Any = ()
+    edits: Any = ()
     sequences: Any = None
     positions: Any = None
     logits: Logits = field(default=False, metadata={"static": True})
@@ -42,12 +42,12 @@ class Session:
     """What `session` makes.
 
     Attributes:
-        steps: In the order in which they are computed.
-        keep: What is returned.
+        steps: `Step`s in the order in which they are computed.
+        keep: What is returned: a tuple of `Captured` and the like.
     """
 
-    steps: tuple[Step, ...]
-    keep: tuple[Value, ...]
+    steps: Any
+    keep: Any
 
 
 def step(
@@ -155,7 +155,7 @@ def _check_captured(
         )
 
 
-def _check_types(steps: tuple[Step, ...], keep: tuple[Value, ...]) -> None:
+def _check_types(steps: Any, keep: Any) -> None:
     """Refuses parts that are of other classes, as those of a file may be."""
     for items, what in ((steps, "step"), (keep, "value that is kept")):
         if not isinstance(items, tuple) or not items:
