@@ -8,7 +8,8 @@
 All sides start from the same weights and get the same heavy-tailed rows, and the squared error of
 their first step is compared before anything is timed. They run in one process, and their steps
 alternate. The floor is the encoder's product alone (the faster of jax and torch) and reading and
-writing each parameter and its second moment once, at the speed of a copy.
+writing each parameter and its second moment once, at the speed of a copy. In the same turns the
+parts of our sparse step are timed, each a program of its own.
 """
 
 import importlib
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from harness import command, machine
 from harness.sides import alternately
+from trainers.jaxdiff_parts import parts
 from trainers.problem import SHAPES, Problem, make_problem
 
 OURS = {
@@ -38,6 +40,7 @@ PEERS = {
     "SAELens": "sae_lens_step:SAELens",
     "sparsify (TopK)": "sparsify_step:Sparsify",
 }
+_PART = "part: "
 # Which loss the first step has; TopK selects for each row.
 FIRST = dict.fromkeys(
     ("jaxdiff sparse", "jaxdiff dense", "torch, dense", "dictionary_learning", "SAELens"),
@@ -89,9 +92,16 @@ def _run(problem: Problem, sides: dict[str, str], seconds: float) -> dict[str, A
             results[name]["failed"] = f"first loss {loss:.6g}, expected {expected:.6g}"
             continue
         steps[name] = _stepping(side)
-    for name, warm in alternately(steps, seconds).items():
-        results[name]["warm_s"] = warm._asdict()
-    return {"shape": problem.shape._asdict(), "sides": results, "floor_s": _floor(problem, results)}
+    pieces = {f"{_PART}{name}": part for name, part in parts(problem).items()}
+    warm = {name: w._asdict() for name, w in alternately(steps | pieces, seconds).items()}
+    for name in steps:
+        results[name]["warm_s"] = warm[name]
+    return {
+        "shape": problem.shape._asdict(),
+        "sides": results,
+        "floor_s": _floor(problem, results),
+        "parts_s": {name.removeprefix(_PART): warm[name] for name in pieces},
+    }
 
 
 def _stepping(side) -> Callable[[], None]:
@@ -138,6 +148,21 @@ def _show(console: Console, name: str, result: dict[str, Any]) -> None:
             "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         )
     console.print(table)
+    whole = _median(sides, "jaxdiff sparse")
+    if whole is not None:
+        console.print(_breakdown(result["parts_s"], whole))
+
+
+def _breakdown(parts: dict[str, dict[str, float]], whole: float) -> Table:
+    table = Table(title="parts of jaxdiff sparse", title_justify="left")
+    table.add_column("part")
+    for heading in ("median ms", "IQR", "of the step"):
+        table.add_column(heading, justify="right")
+    for name, warm in parts.items():
+        median = warm["median"]
+        spread = f"{(warm['q3'] - warm['q1']) * 1e3:.2f}"
+        table.add_row(name, f"{median * 1e3:.2f}", spread, f"{median / whole:.0%}")
+    return table
 
 
 if __name__ == "__main__":

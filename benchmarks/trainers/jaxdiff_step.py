@@ -24,21 +24,21 @@ class Sparse:
     def __init__(self, problem: Problem):
         s = problem.shape
         self._models = s.models
-        config = DictionaryConfig(
+        self.config = config = DictionaryConfig(
             latents=s.latents, k=s.k, activation=self.activation, loss="mse", code_norm="sae"
         )
-        train = TrainConfig(
+        self.train = train = TrainConfig(
             batch=s.batch, lr=problem.rate, warmup=0, beta1=0.0, step=self.kind, dtype="float32"
         )
         mesh, shape = make_mesh(1, 1), (s.models, s.width)
         _, like = compiled.compile_init(config, train, shape, mesh)
         self._step = compiled.compile_step(config, train, like, mesh)
         self._same = Normalization.identity(shape)
-        self._batches = [compiled.put(rows.reshape(s.batch, *shape), mesh) for rows in problem.rows]
+        self.batches = [compiled.put(rows.reshape(s.batch, *shape), mesh) for rows in problem.rows]
         state = jax.jit(lambda e, d: self._start(config, train, e, d))(
             problem.encoder.reshape(*shape, s.latents), problem.decoder.reshape(s.latents, *shape)
         )
-        self._state = jax.device_put(state, jax.tree.map(lambda a: a.sharding, like))
+        self.state = jax.device_put(state, jax.tree.map(lambda a: a.sharding, like))
 
     def _start(self, config, train, encoder, decoder):
         params = Dictionary(
@@ -62,14 +62,14 @@ class Sparse:
 
     def first(self) -> float:
         """Compiles, does a step, and returns its squared error."""
-        self._state, info = self._step(self._state, self._batches[0], self._same)
+        self.state, info = self._step(self.state, self.batches[0], self._same)
         return float(info.reconstruction) * self._models
 
     def step(self, i: int) -> None:
         """Does a step."""
-        batch = self._batches[i % len(self._batches)]
-        self._state, _ = self._step(self._state, batch, self._same)
-        jax.block_until_ready(self._state)
+        batch = self.batches[i % len(self.batches)]
+        self.state, _ = self._step(self.state, batch, self._same)
+        jax.block_until_ready(self.state)
 
 
 class Dense(Sparse):

@@ -1,9 +1,10 @@
 """The analytical model against numbers by hand, and against programs compiled for the CPU."""
 
+import jax
 import pytest
 
 from jaxdiff.config import DictionaryConfig, TrainConfig, load
-from jaxdiff.estimate import analytic, forward, programs
+from jaxdiff.estimate import _estimate, analytic, forward, programs
 from jaxdiff.estimate.chips import CHIPS
 from jaxdiff.estimate.collectives import Volume
 from jaxdiff.estimate.costs import Costs, roofline
@@ -78,6 +79,23 @@ def test_the_dense_step_against_the_compiler(aux):
         assert model.memory[cause] == pytest.approx(real.memory[cause], rel=1e-3)
     sent, known = (c.collectives["all-reduce"].bytes for c in (model, real))
     assert sent == pytest.approx(known, rel=0.35)
+
+
+def test_a_program_that_jaxlib_cannot_read_sends_what_formulas_say(monkeypatch):
+    """TPU compilers of another version write what it does not know; the program itself is fine."""
+    asked = DictionaryConfig(latents=64, k=4), TrainConfig(batch=16), (2, 8), "float32"
+
+    def refused(_):
+        raise jax.errors.JaxRuntimeError(
+            "INTERNAL: async-update instruction should have 1 operands"
+        )
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", refused)
+    real = programs.train_costs(*asked, make_mesh(1, 2))
+    model = analytic.train_costs(*asked, (1, 2), H100)
+    found = _estimate._checked(real, model)
+    assert not real.collectives and found.collectives == model.collectives
+    assert found.memory == real.memory
 
 
 def test_the_harvest_against_the_compiler():
