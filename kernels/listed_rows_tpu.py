@@ -198,29 +198,31 @@ def add_up_block(
     held: Scratch,
     offsets,
     out,
-    here: Blocks,
+    first,
     *,
     before: Callable[[], None] = lambda: None,
     after: Callable[[], None] = lambda: None,
 ) -> None:
     """Puts the sums of this step's block of groups into the rows of `out` that have entries.
 
+    The first step of a core is 0 on the grid's second axis, and has a block.
+
     Args:
         given: Operands.
         held: Scratch.
         offsets: Where each group's entries start, in scalar memory.
         out: Ref, [groups of a block, D].
-        here: The blocks that the kernel's grid is made of.
+        first: First group of the block; behind all groups where the step has none.
         before: Called before the sums of a block that is there.
         after: Called after them.
     """
-    i, first = pl.program_id(1), here.first()
+    i, groups = pl.program_id(1), offsets.shape[0] - 1
 
     @pl.when(i == 0)
     def _():
-        begin(given, held, offsets[jnp.minimum(first, here.groups)])
+        begin(given, held, offsets[jnp.minimum(first, groups)])
 
-    @pl.when(first < here.groups)
+    @pl.when(first < groups)
     def _():
         before()
 
@@ -231,10 +233,10 @@ def add_up_block(
             add_up(given, held, offsets[first + g], offsets[first + g + 1], put)
             return 0
 
-        lax.fori_loop(0, jnp.minimum(here.groups - first, here.size), group, 0)
+        lax.fori_loop(0, jnp.minimum(groups - first, out.shape[0]), group, 0)
         after()
 
-    @pl.when(i == here.grid[1] - 1)
+    @pl.when(i == pl.num_programs(1) - 1)
     def _():
         end(given, held)
 

@@ -16,6 +16,8 @@ from jaxdiff.training.penalised_step import PART, slots_of
 _FETCHES = 8
 # Three of these are scalar products, which fetch a row of the table as well, once for a latent.
 _DOTS = 3
+# Rows of a table that pass through a TPU's chip where one of them is touched.
+_BLOCK = 16
 # Bytes that selection moves for each slot of the list: most of it in counts of the candidates.
 _SLOT = 600
 # Passes over bit maps of all scores, over what is as large as the reconstruction, and, where a
@@ -75,8 +77,8 @@ def sparse_costs(
         # All but decode fetch rows of the batch, which GPUs keep in the second-level cache.
         fetches = 1 if chip.gpu else fetches
         followed = 4 * width * (fetches * entries + _DOTS * touched) + _SLOT * slots
-        # On TPUs all rows of the tables pass through the chip.
-        moved = touched if chip.gpu else latents
+        # On TPUs blocks of rows pass through the chip, of which one is touched.
+        moved = touched if chip.gpu else latents * (1 - (1 - touched / latents) ** _BLOCK)
     return Costs(
         memory={
             "temporaries": max(

@@ -54,4 +54,4 @@ def _kernel(offsets, source, indices, weights, out, *held, here):
     def clear():
         out[...] = jnp.zeros_like(out)
 
-    lists.add_up_block(given, held, offsets, out, here, before=clear)
+    lists.add_up_block(given, held, offsets, out, here.first(), before=clear)

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,6 +43,9 @@ def alone(table, last, given, pull=None):
 def move(name, table, last, given, pull=None):
     (moved,) = IMPLEMENTATIONS[name](*alone(table, last, given, pull))
     return moved
+
+
+move_compiled = jax.jit(functools.partial(move, "pallas_tpu"))
 
 
 def expected(table, last, given, sums, pull=None):
@@ -93,12 +97,34 @@ def test_values(draw, float64_sums, name, case):
 
 
 def test_copies_are_waited_for(draw, float64_sums):
-    given = draw(12, 128, 64, 150)
+    """Two windows of entries, and blocks of rows that are not visited."""
+    given = draw(12, 128, 240, 150, skewed=True)
     table, last = setting(given, 2)
     moved = move("pallas_tpu simulated", table, last, given)
-    params, moment, _ = expected(table, last, given, float64_sums)
+    params, moment, touched = expected(table, last, given, float64_sums)
+    assert 2 < touched.reshape(-1, 16).any(axis=1).sum() < 15
     np.testing.assert_allclose(moved.params, params, atol=1e-5)
     np.testing.assert_allclose(moved.moment, moment, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("touched", [[], [37], [0, 36], [15, 16, 200]])
+def test_few_blocks_are_visited(draw, float64_sums, touched):
+    """None, one or two, and at the ends; all others stay as they are, to the bit."""
+    given = draw(7, 128, 205, 6)
+    counts = np.isin(np.arange(205), touched).astype(np.int32)
+    given = given._replace(offsets=jnp.asarray(np.append(0, np.cumsum(counts)), jnp.int32))
+    order, visited = tpu._visits(given.offsets)
+    blocks = sorted({row // 16 for row in touched})
+    np.testing.assert_array_equal(order[: len(blocks)], blocks)
+    np.testing.assert_array_equal(np.sort(order), np.arange(13))
+    assert visited == max(len(blocks), 2)
+    table, last = setting(given, 2, jnp.bfloat16)
+    moved = move_compiled(table, last, given)
+    params, moment, rows = expected(table, last, given, float64_sums)
+    np.testing.assert_allclose(moved.params, params, atol=1e-5)
+    np.testing.assert_allclose(moved.moment.astype(jnp.float32), moment, rtol=1e-2, atol=1e-6)
+    for before, after in zip(table, moved, strict=True):
+        np.testing.assert_array_equal(before[~rows], after[~rows])
 
 
 def test_several_tables(draw, float64_sums):
