@@ -84,7 +84,7 @@ def test_import_is_light():
     heavy = "('flax', 'transformers', 'orbax', 'grain', 'tensorstore', 'optax', 'torch')"
     parts = (
         "activations config dictionaries diffing edits estimate models organisms pipeline readouts "
-        "report stats text"
+        "report sessions stats text"
     )
     code = (
         "import sys, jaxdiff, importlib\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 from jaxdiff.edits._codec import REGISTRY
 from jaxdiff.edits._format import Format
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.sessions._session import Session, Step, check
+from jaxdiff.sessions._session import Session, Step, check, said_of
 from jaxdiff.sessions.values import VALUES
 
 _KINDS = {kind.__name__: kind for kind in (Session, Step, *VALUES)}
@@ -67,5 +67,6 @@ def content_hash(session: Session) -> str:
 def _one(found: tuple[Session, ...], where: object) -> Session:
     if len(found) != 1:
         raise JaxdiffError(f"a file of {len(found)} sessions", where=where, fix="it holds one")
-    check(found[0])
+    with said_of(where):
+        check(found[0])
     return found[0]

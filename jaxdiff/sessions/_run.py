@@ -1,8 +1,6 @@
 """A session as one program."""
 
-import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +14,7 @@ from jaxdiff.models._check import checked
 from jaxdiff.models._lm import abstract
 from jaxdiff.models._run import check_like_tokens
 from jaxdiff.models._traces import traced
-from jaxdiff.sessions._session import Session, Step, check
+from jaxdiff.sessions._session import Session, Step, check, nearest, said_of
 from jaxdiff.sessions.values import VALUES, filled
 
 
@@ -65,14 +63,12 @@ def _given(session: Session, lms: Mapping[str, LM]) -> dict[str, LM]:
     used = sorted({step.model for step in session.steps})
     for name in used:
         if name not in lms:
-            near = difflib.get_close_matches(name, lms, n=3, cutoff=0.5) or list(lms)
+            users = [f"step {step.name!r}" for step in session.steps if step.model == name]
             raise JaxdiffError(
-                f"there is no model {name!r}",
-                where=", ".join(f"step {s.name!r}" for s in session.steps if s.model == name),
-                fix=f"nearest: {', '.join(near)}" if near else "",
+                f"there is no model {name!r}", where=", ".join(users), fix=nearest(name, lms)
             )
     for step in session.steps:
-        with _said_of(f"step {step.name!r}"):
+        with said_of(f"step {step.name!r}"):
             _check(step, lms[step.model])
     # A program does not depend on what is said about a model.
     return {name: replace(lms[name], changes=()) for name in used}
@@ -89,14 +85,12 @@ def _check(step: Step, lm: LM) -> None:
     )
     checked(lm, taps, edits, step.tokens, own_positions=step.positions is not None)
     check_like_tokens(step.tokens, step.sequences, step.positions)
-    if step.logits not in (True, False, "last"):
-        raise JaxdiffError(f"logits={step.logits!r}", fix="it is True, False or 'last'")
 
 
 def _computed(session: Session, lms: Mapping[str, LM]) -> tuple[Any, ...]:
     found: dict[str, dict[str, Any]] = {}
     for step in session.steps:
-        with _said_of(f"step {step.name!r}"):
+        with said_of(f"step {step.name!r}"):
             taps, edits = filled((step.taps, step.edits), found)
             logits, acts = models.run(
                 lms[step.model],
@@ -108,18 +102,8 @@ def _computed(session: Session, lms: Mapping[str, LM]) -> tuple[Any, ...]:
                 logits=step.logits,
             )
         found[step.name] = acts | ({} if logits is None else {"logits": logits})
-    with _said_of("keep"):
+    with said_of("keep"):
         return filled(session.keep, found)
 
 
 _run = jax.jit(traced("session")(_computed), inline=True)
-
-
-@contextmanager
-def _said_of(here: str) -> Iterator[None]:
-    """Says which step an error is of."""
-    try:
-        yield
-    except JaxdiffError as error:
-        where = ", ".join(part for part in (here, error.where) if part)
-        raise JaxdiffError(error.what, where=where, fix=error.fix) from error

@@ -1,7 +1,8 @@
 """Sessions as values: named steps, each a run, whose edits may use what earlier steps captured."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +133,16 @@ def check(session: Session) -> None:
         _check_captured(used, makes, [], "keep")
 
 
+@contextmanager
+def said_of(here: object) -> Iterator[None]:
+    """Says what an error is of: a step, or a file."""
+    try:
+        yield
+    except JaxdiffError as error:
+        where = ", ".join(str(part) for part in (here, error.where) if part)
+        raise JaxdiffError(error.what, where=where, fix=error.fix) from error
+
+
 def _check_captured(
     used: Captured, makes: dict[str, tuple[str, ...]], later: list[str], here: str
 ) -> None:
@@ -141,7 +152,7 @@ def _check_captured(
             raise JaxdiffError(
                 f"step {used.step!r} captures no {used.tap!r}",
                 where=here,
-                fix=_nearest(used.tap, makes[used.step]) or "give it a tap, or logits=True",
+                fix=nearest(used.tap, makes[used.step]) or "give it a tap, or logits=True",
             )
     elif used.step in later:
         raise JaxdiffError(
@@ -151,7 +162,7 @@ def _check_captured(
         )
     else:
         raise JaxdiffError(
-            f"there is no step {used.step!r}", where=here, fix=_nearest(used.step, makes)
+            f"there is no step {used.step!r}", where=here, fix=nearest(used.step, makes)
         )
 
 
@@ -188,7 +199,8 @@ def _check_types(steps: Any, keep: Any) -> None:
         )
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns the names that are most like one, for an error; all where none is."""
     known = tuple(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
     return f"nearest: {', '.join(near)}" if near else ""

@@ -79,8 +79,9 @@ def _step(fields, i):
     ],
 )
 def test_strange_files_are_refused(change, says):
-    with pytest.raises(JaxdiffError, match=says):
+    with pytest.raises(JaxdiffError, match=says) as error:
         sessions.loads(_changed(change), where="here")
+    assert error.value.where.startswith("here")
 
 
 def test_files_of_other_kinds(texts, make, tmp_path):
