@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
@@ -21,6 +22,7 @@ def last_that(
     holds: Callable[[Int32[Array, "*s"]], Bool[Array, "*s"]],
     low: int | Int32[Array, "*s"],
     high: int | Int32[Array, "*s"],
+    at_once: int = 1,
 ) -> Int32[Array, "*s"]:
     """Returns the last integer in [low, high) for which something holds.
 
@@ -28,13 +30,21 @@ def last_that(
         holds: Tells it of a pivot; true at `low`, and once false, false for all that follow.
         low: First integer, or one for each of several searches at once.
         high: One after the last integer.
+        at_once: Pivots of a round. Where a round waits for other devices, fewer of them are faster:
+            15 pivots find a number of 31 bits in 8.
     """
+    step = jnp.arange(1, at_once + 1, dtype=jnp.int32)
 
-    def halve(state):
+    def narrow(state):
         low, high = state
-        middle = low + (high - low) // 2
-        yes = holds(middle)
-        return jnp.where(yes, middle, low), jnp.where(yes, high, middle)
+        width = (high - low + at_once) // (at_once + 1)
+        if at_once == 1:
+            reached = (holds(low + width) & (low + width < high)).astype(jnp.int32)
+        else:
+            pivots = low[None] + step.reshape(-1, *(1,) * low.ndim) * width[None]
+            reached = jnp.sum(jax.vmap(holds)(pivots) & (pivots < high[None]), 0, dtype=jnp.int32)
+        low = low + reached * width
+        return low, jnp.minimum(low + width, high)
 
     start = (jnp.asarray(low, jnp.int32), jnp.asarray(high, jnp.int32))
-    return lax.while_loop(lambda s: jnp.any(s[1] - s[0] > 1), halve, start)[0]
+    return lax.while_loop(lambda s: jnp.any(s[1] - s[0] > 1), narrow, start)[0]

@@ -87,7 +87,7 @@ def test_a_program_that_jaxlib_cannot_read_sends_what_formulas_say(monkeypatch):
 
     def refused(_):
         raise jax.errors.JaxRuntimeError(
-            "INTERNAL: async-update instruction should have 1 operands"
+            "INTERNAL: async-update should have 1 operands"
         )
 
     monkeypatch.setattr(jax.stages.Compiled, "as_text", refused)
