@@ -332,6 +332,7 @@ def test_an_embedding_is_updated_by_row(golden, tmp_path):
     ft = attach(lm, adapter)
     _close(ft.params["embedding"], lm.params["embedding"] + 2 * (b @ a).T)
     _close(ft.params["unembedding"], lm.params["embedding"], atol=0)
+    _configure(adapter, base_model_name_or_path=str(base))
     assert ft.changes == load_report(adapter).changes == ("untie", f"merge {adapter}")
     with pytest.raises(JaxdiffError, match="updates of embedding cannot be kept apart"):
         attach(lm, adapter, merge=False)
