@@ -3,7 +3,8 @@
 Second moments change by 0.1 % in a step, and bfloat16 numbers are 0.4 to 0.8 % apart: rounded to
 the nearest, a moment of a row that moves in every step would stay what it is. Here a number goes to
 one of its two neighbours, up as often as it is near to the upper one. The bits are a hash of step,
-row and column: a resumed run, another order of rows and another mesh round alike.
+row and column: a resumed run, another order of rows and another mesh round alike. All tables have
+the same bits; nothing adds numbers of two of them.
 """
 
 import jax.numpy as jnp
