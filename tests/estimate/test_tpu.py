@@ -16,6 +16,8 @@ from jaxdiff.training.compiled import compile_init
 pytestmark = pytest.mark.tpu
 
 WIDTH, LATENTS = 2304, 73_728
+# Of the sparse step, which takes long to compile.
+ROWS, NARROW = 512, 128
 _GIB = 2**30
 
 
@@ -55,31 +57,52 @@ def test_memory_of_the_full_sharded_step(name):
     assert step.costs.optimal_seconds is None or 0 < step.costs.optimal_seconds < 1
 
 
-def test_the_sparse_step_holds_no_scores():
-    """Its compilation takes long: one topology, and lists that are short."""
-    rows, latents, width = 512, LATENTS, 128
+def sparse_step_of(name: str, **dictionary):
+    """Returns the run and its step; lists and rows are short, since compilation takes long."""
     update = {
-        "dictionaries": {"it": DictionaryConfig(latents=latents, k=8)},
-        "train": TrainConfig(batch=rows, dtype="bfloat16", beta1=0, step="sparse"),
+        "dictionaries": {"it": DictionaryConfig(latents=LATENTS, k=8, **dictionary)},
+        "train": TrainConfig(batch=ROWS, dtype="bfloat16", beta1=0, step="sparse"),
     }
     run = config.load("gemma2_2b_chat").model_copy(update=update)
-    step = estimate.estimate(run, estimate.parse("v5e:2x2"), width=width).stages["train it"]
-    memory = step.costs.memory
+    step = estimate.estimate(run, estimate.parse(name), width=NARROW).stages["train it"]
     assert step.costs.fault is None and step.step and step.step.name == "sparse"
-    # A fifth of what the scores of a device's latents would take as floats.
-    assert 0 < memory["temporaries"] < rows * latents / 4 * 4 / 5
-    parameters = 4 * 2 * 2 * width * latents / 4
+    memory, devices = step.costs.memory, estimate.parse(name).devices
+    parameters = 4 * 2 * 2 * NARROW * LATENTS / devices
     assert memory["parameters"] == pytest.approx(parameters, rel=0.02)
     assert memory["moments"] == pytest.approx(parameters, rel=0.02)
+    # The reconstruction, and that of dead latents; counts are small.
+    sent = sum(volume.bytes for volume in step.costs.collectives.values())
+    reconstruction = ROWS * 2 * NARROW * 4
+    assert reconstruction <= sent < 2.2 * reconstruction
+    return run, step
+
+
+@pytest.mark.parametrize(
+    "name, activation, most",
+    [
+        ("v6e:2x2", "batch_topk", 34),
+        ("v5p:4x4x4", "topk", 18),
+        ("v5p:4x4x4", "relu", 24),
+        ("v5p:4x4x4", "jumprelu", 24),
+    ],
+)
+def test_sparse_steps_compile(name, activation, most):
+    """Temporaries in MiB; on v6e a device's scores alone would be 36."""
+    _, step = sparse_step_of(name, activation=activation, bandwidth=0.1)
+    assert 0 < step.costs.memory["temporaries"] < most * 2**20
+
+
+def test_the_sparse_step_holds_no_scores():
+    run, step = sparse_step_of("v5e:2x2")
+    memory = step.costs.memory
+    # A fifth of what the scores of a device's latents would take as floats.
+    assert 0 < memory["temporaries"] < ROWS * LATENTS / 4 * 4 / 5
     # What follows the data is counted by formulas. Of memory, they see nothing that stays on chip.
     assert step.costs.counted == "formulas" and step.costs.optimal_seconds is None
-    given = DictionaryConfig(latents=latents, k=8), run.train, (2, width), "bfloat16"
+    given = run.dictionaries["it"], run.train, (2, NARROW), "bfloat16"
     model = analytic.train_costs(*given, (1, 4), CHIPS["v5e"])
     assert memory["temporaries"] < model.memory["temporaries"]
     assert (step.costs.flops, step.costs.bytes) == (model.flops, model.bytes)
-    sent = sum(volume.bytes for volume in step.costs.collectives.values())
-    # The reconstruction, and that of dead latents.
-    assert sent == pytest.approx(2 * rows * 2 * width * 4, rel=0.1)
 
 
 def test_the_first_state_takes_its_parameters_again():
