@@ -47,7 +47,7 @@ def attach(
         revision: Branch, tag or commit of a hub adapter.
 
     Returns:
-        The changed model; `lm` stays as it is.
+        The changed model, whose `changes` name the adapter; `lm` stays as it is.
 
     Raises:
         JaxdiffError: If the adapter is not there or damaged, is of a kind that is not supported,

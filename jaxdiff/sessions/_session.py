@@ -76,7 +76,12 @@ def step(
         sequences: As in `run`.
         positions: As in `run`.
         logits: As in `run`; none by default.
+
+    Raises:
+        JaxdiffError: If taps are no tuple.
     """
+    if isinstance(taps, str):
+        raise JaxdiffError("taps are a tuple", where=f"step {name!r}", fix=f"write ({taps!r},)")
     whole = tuple(Tap(tap) if isinstance(tap, str) else tap for tap in taps)
     return Step(name, model, tokens, whole, tuple(edits), sequences, positions, logits)
 
@@ -125,9 +130,12 @@ def check(session: Session) -> None:
         for used in captured_in((each.taps, each.edits)):
             _check_captured(used, makes, [s.name for s in steps[len(makes) :]], here)
         twice = sorted({name for name in each.makes if each.makes.count(name) > 1})
-        if twice or each.name in makes:
-            what = f"several taps are called {', '.join(twice)}" if twice else "two steps have it"
-            raise JaxdiffError(f"{what}", where=here, fix="names are unique: Tap(..., name=...)")
+        if twice:
+            raise JaxdiffError(
+                f"several taps are called {', '.join(twice)}", where=here, fix="Tap(..., name=...)"
+            )
+        if each.name in makes:
+            raise JaxdiffError("two steps have this name", where=here, fix="give each its own")
         makes[each.name] = each.makes
     for used in captured_in(keep):
         _check_captured(used, makes, [], "keep")

@@ -175,8 +175,10 @@ def test_what_a_session_cannot_be_is_said_with_the_step(lms, asked, what, where)
 
 def test_names_and_models(lms):
     twice = step("first", "base", np.zeros((2, 4), np.int32), ("embed",))
-    with pytest.raises(JaxdiffError, match="two steps have it"):
+    with pytest.raises(JaxdiffError, match="two steps have this name"):
         session((twice, twice), keep=(Captured("first", "embed"),))
+    with pytest.raises(JaxdiffError, match="taps are a tuple"):
+        step("first", "base", twice.tokens, "embed")
     with pytest.raises(JaxdiffError, match="without a step"):
         session((), keep=(Captured("first", "embed"),))
     job = session((twice,), keep=(Captured("first", "embed"),))
