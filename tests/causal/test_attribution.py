@@ -13,6 +13,8 @@ from jaxdiff.edits import Add, Latents, PerLayer, Set, edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import Tap, run, traces, unstack
 
+# Compiling is most of a test's time, and what is not compiled as a whole takes longer still.
+QUICK = {"xla_backend_optimization_level": 0}
 SITES = ("blocks.*.resid_post", "blocks.*.attn.z", "blocks.2.mlp.post", "embed")
 
 
@@ -28,7 +30,8 @@ def _explicit(lm, clean, corrupt, site):
         op = PerLayer(Add(zeros)) if "*" in site else Add(zeros)
         return jnp.sum(metric(run(lm, corrupt, (), (edit(site, op),), logits="last")[0]))
 
-    return (there - here) * jax.grad(measured)(jnp.zeros_like(here))
+    gradient = jax.jit(jax.grad(measured), compiler_options=QUICK)
+    return (there - here) * gradient(jnp.zeros_like(here))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,8 @@ def test_latents_of_a_dictionary(llama, clean, corrupt):
     def measured(zeros):
         return jnp.sum(metric(run(llama, corrupt, (), (edit(site, Add(zeros)),), logits="last")[0]))
 
-    gradient = jax.grad(measured)(jnp.zeros((2, 7, 16))).reshape(-1, 16)
+    gradient = jax.jit(jax.grad(measured), compiler_options=QUICK)
+    gradient = gradient(jnp.zeros((2, 7, 16))).reshape(-1, 16)
     expected = change * (gradient @ dictionary.W_dec[:, 0].T)
     np.testing.assert_allclose(scores.reshape(-1, 12), expected, atol=1e-5)
     assert (np.abs(expected) > 1e-5).sum() > 20

@@ -114,6 +114,8 @@ def test_das_keeps_them_in_its_random_model(some):
     assert isinstance(found.view, Subspace)
 
 
-def test_verify_looks_at_the_model_without_them(some):
+def test_verify_looks_at_the_model_without_them(some, monkeypatch):
+    few = {"embed": (), **{f"blocks.{i}.resid_post": () for i in range(some.spec.n_layers)}}
+    monkeypatch.setattr("jaxdiff.causal._verify.sites", lambda lm: few)
     dead = with_edits(some, (edit("blocks.1.resid_post", Set(0.0)),))
     assert min(causal.verify(dead, TOKENS).values()) > 0
