@@ -252,6 +252,12 @@ class TrainConfig(Config):
     together: int | None = Field(default=None, ge=1)
     """Dictionaries trained in one pass over the activations, all in memory; None: all of a pair."""
 
+    @pydantic.model_validator(mode="after")
+    def _possible(self) -> "TrainConfig":
+        if self.moment_dtype == "bfloat16" and self.step != "sparse":
+            raise ValueError(f"moment_dtype bfloat16 needs step sparse, got {self.step}")
+        return self
+
 
 BOOKKEEPING = frozenset(
     ("checkpoint_every", "checkpoint_minutes", "keep_last", "keep_every", "log_every", "together")

@@ -1,8 +1,9 @@
+import pydantic
 import pytest
 import yaml
 
 from jaxdiff import config
-from jaxdiff.config import RunConfig
+from jaxdiff.config import RunConfig, TrainConfig
 from jaxdiff.errors import JaxdiffError
 
 SMALL = {
@@ -81,3 +82,9 @@ def test_load_reads_a_file_and_refuses_what_is_none(tmp_path):
 def test_settings_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         config.parse(SMALL).seed = 3  # type: ignore[misc]
+
+
+def test_small_moments_are_of_the_sparse_step():
+    TrainConfig(beta1=0, step="sparse", moment_dtype="bfloat16")
+    with pytest.raises(pydantic.ValidationError, match="needs step sparse, got auto"):
+        TrainConfig(beta1=0, moment_dtype="bfloat16")

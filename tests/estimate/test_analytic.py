@@ -35,7 +35,7 @@ def test_the_dense_step_by_hand():
 
 def test_the_sparse_step_by_hand():
     dictionary = DictionaryConfig(latents=16, k=2)
-    train = TrainConfig(batch=8, beta1=0, moment_dtype="bfloat16", dtype="bfloat16")
+    train = TrainConfig(batch=8, step="sparse", moment_dtype="bfloat16", dtype="bfloat16")
     found = analytic.train_costs(dictionary, train, (2, 3), "bfloat16", (2, 2), H100)
     parameters = 2 * 6 * 4 + 4 + 6
     # Squared norms of encoder rows, and of decoder rows in both models, come on top.
@@ -86,9 +86,7 @@ def test_a_program_that_jaxlib_cannot_read_sends_what_formulas_say(monkeypatch):
     asked = DictionaryConfig(latents=64, k=4), TrainConfig(batch=16), (2, 8), "float32"
 
     def refused(_):
-        raise jax.errors.JaxRuntimeError(
-            "INTERNAL: async-update should have 1 operands"
-        )
+        raise jax.errors.JaxRuntimeError("INTERNAL: async-update should have 1 operands")
 
     monkeypatch.setattr(jax.stages.Compiled, "as_text", refused)
     real = programs.train_costs(*asked, make_mesh(1, 2))

@@ -72,6 +72,21 @@ def test_every_step_can_be_gone_on_from(finished, script, memory, bits, tmp_path
     assert len(first) == 30 and [p.name for p in last] == [p.name for p in first[step - 1 :]]
 
 
+def test_a_matched_l1_goes_on_in_the_sparse_step(script, memory, bits, tmp_path):
+    config = DictionaryConfig(latents=64, k=3, activation="relu", match_l0=True, l1=0.05)
+    changes = {"step": "sparse", "steps": 12, "keep_every": 1, "lr": 1e-3}
+    settings, source = script.TRAIN.model_copy(update=changes), memory.gaussian_source()
+    whole, later = tmp_path / "whole", tmp_path / "later"
+    for folder in (whole, later):
+        train(config, settings, source, source.in_order, folder=folder, seed=3)
+        if folder == whole:
+            shutil.copytree(whole / "checkpoints/000000005", later / "checkpoints/000000005")
+            shutil.copy(whole / "history.jsonl", later)
+    assert bits(later) == bits(whole)
+    lines = [json.loads(line) for line in (whole / "history.jsonl").read_text().splitlines()]
+    assert len({line["l1"] for line in lines}) > 3
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_kept_checkpoints_are_dictionaries_on_the_way(finished, kind):
     last = read_snapshot(finished[kind], 30, mesh=make_mesh(1, 2))

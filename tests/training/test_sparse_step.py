@@ -107,7 +107,7 @@ JUMP = {"activation": "jumprelu", "threshold": 0.4, "bandwidth": 0.5, "l1": 0.2}
 PENALISED = {
     "few, streamed": (JUMP, -5.0, False),
     "wide window": (JUMP | {"bandwidth": 2.0, "penalty": "l0"}, -4.0, True),
-    "to and fro": (L1 | {"code_norm": "mixed"}, -3.9, True),
+    "to and fro": (L1 | {"code_norm": "mixed", "match_l0": True}, -3.9, True),
 }
 
 
@@ -154,18 +154,6 @@ def test_two_hundred_steps_equal_adam_of_optax():
         np.testing.assert_allclose(mine, other, rtol=2e-3, atol=2e-4 * size)
 
 
-def test_second_moments_may_be_bfloat16():
-    config = settings()
-    runs = {}
-    for dtype in ("float32", "bfloat16"):
-        train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, warmup=0, beta1=0.0, moment_dtype=dtype)
-        infos, state = run_on(make_mesh(1, 1), config, train)
-        assert state.tables.W_dec.moment.dtype == dtype
-        runs[dtype] = [float(info.loss) for info in infos]
-    np.testing.assert_allclose(runs["bfloat16"], runs["float32"], rtol=5e-3)
-    assert runs["bfloat16"] != runs["float32"]
-
-
 def test_dead_latents_without_auxk_cost_nothing_and_count_nothing():
     train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, beta1=0.0, step="sparse")
     infos, _ = run_on(make_mesh(1, 1), settings(k=1, dead_after=1, aux=0.0), train)
@@ -210,6 +198,7 @@ def test_every_mesh_takes_the_same_step(monkeypatch, shape, activation, held):
     for one, other in zip(expected, found, strict=True):
         assert other.l0 == one.l0
         np.testing.assert_allclose(other.loss, one.loss, rtol=1e-5)
+    assert state.tables.W_dec.moment.dtype == jnp.bfloat16
     # Moments are rounded alike, but where sums in another order are; all copies of a bias are one.
     for mine, other in zip(state.tables[:4], alone.tables[:4], strict=True):
         assert np.mean(np.asarray(mine.moment) != np.asarray(other.moment)) < 0.02
