@@ -35,7 +35,8 @@ def test_the_dense_step_by_hand():
 
 def test_the_sparse_step_by_hand():
     dictionary = DictionaryConfig(latents=16, k=2)
-    train = TrainConfig(batch=8, step="sparse", moment_dtype="bfloat16", dtype="bfloat16")
+    types = {"moment_dtype": "bfloat16", "dtype": "bfloat16"}
+    train = TrainConfig(batch=8, beta1=0, step="sparse", **types)
     found = analytic.train_costs(dictionary, train, (2, 3), "bfloat16", (2, 2), H100)
     parameters = 2 * 6 * 4 + 4 + 6
     # Squared norms of encoder rows, and of decoder rows in both models, come on top.
