@@ -40,10 +40,11 @@ def verify(
     rng, lm = np.random.default_rng(0), replace(lm, edits=())
     if tokens is None:
         tokens = rng.integers(0, lm.spec.vocab_size, (1, 8)).astype(np.int32)
-    plain = _wide(run(lm, tokens)[0])
+    kinds = tuple(dict.fromkeys(_of_all_layers(site) for site in sites(lm)))
+    logits, unchanged = run(lm, tokens, kinds)
+    plain = _wide(logits)
     moved, wrong = dict.fromkeys(sites(lm), 0.0), []
-    for name in dict.fromkeys(_of_all_layers(site) for site in sites(lm)):
-        values = run(lm, tokens, (name,), logits=False)[1][name]
+    for name, values in unchanged.items():
         for layer in range(lm.spec.n_layers) if "*" in name else (None,):
             before = _wide(values if layer is None else values[layer])
             noise = relative * np.sqrt(np.mean(before**2)) * rng.standard_normal(before.shape)
