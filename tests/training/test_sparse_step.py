@@ -208,6 +208,22 @@ def test_every_mesh_takes_the_same_step(monkeypatch, shape, activation, held):
     assert rows.sharding.shard_shape(rows.shape)[0] == config.latents // np.prod(shape)
 
 
+def test_one_full_list_keeps_all_devices_from_theirs():
+    """Latents of the first device are active nearly everywhere, those of the second nowhere."""
+    config, mesh = settings(**L1, median_bias=False), make_mesh(1, 2)
+    train = TrainConfig(steps=50, batch=BATCH, lr=1e-3, beta1=0.0, step="sparse")
+    start, like = compiled.compile_init(config, train, SHAPE, mesh)
+    x, same = compiled.put(next(batches(1)), mesh), Normalization.identity(SHAPE)
+    state = start(x, same, key=jax.random.key(0))
+    b_enc = state.tables.b_enc
+    moved = b_enc.params + jnp.where(jnp.arange(96) < 48, 50.0, -50.0)[:, None]
+    moved = jax.device_put(moved, b_enc.params.sharding)
+    state = state._replace(tables=state.tables._replace(b_enc=b_enc._replace(params=moved)))
+    state, info = compiled.compile_step(config, train, like, mesh)(state, x, same)
+    assert info.l0 == 48 and info.passes == 0
+    np.testing.assert_array_equal(state.last, 1)
+
+
 def run_on(mesh, config, train):
     start, like = compiled.compile_init(config, train, SHAPE, mesh)
     step = compiled.compile_step(config, train, like, mesh)
