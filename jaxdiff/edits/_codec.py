@@ -143,6 +143,8 @@ def _decode_object(
 ) -> Any:
     if not isinstance(name, str) or name not in kinds:
         raise Refused(f"{name!r} is no op, view or reducer; these are: {', '.join(kinds)}")
+    if not isinstance(fields, dict):
+        raise Refused(f"the fields of {name} are no object")
     kind = kinds[name]
     known = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(fields) - set(known))

@@ -106,8 +106,10 @@ class Format:
     def _encoded(self, items: Sequence[Any]) -> tuple[list[Any], dict[str, np.ndarray]]:
         right = isinstance(items, Sequence) and all(isinstance(i, self.items) for i in items)
         if not right:
+            kinds = ", ".join(kind.__name__ for kind in self.items)
             raise JaxdiffError(
-                f"{self.noun} are saved as a tuple of them", fix="put one into a tuple: (edit,)"
+                f"{type(items).__name__} cannot be saved: {self.noun} are made of {kinds}",
+                fix="put one into a tuple: (edit,)",
             )
         return _codec.encode(items, self.kinds)
 

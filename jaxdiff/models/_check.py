@@ -144,14 +144,15 @@ def _check_leaves(asked: Sequence[Tap | Edit]) -> None:
     """Refuses leaves that no program can have as arguments."""
     for each in asked:
         for path, leaf in jax.tree_util.tree_flatten_with_path(each)[0]:
-            if not isinstance(leaf, _NUMBERS):
+            if not isinstance(leaf, NUMBERS):
                 name = jax.tree_util.keystr(path).lstrip(".")
                 raise JaxdiffError(
                     f"{name} is {leaf!r}, which is no number and no array", where=each.site
                 )
 
 
-_NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float)
+NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float)
+"""What a leaf can be."""
 
 
 def _skipped(spec: ModelConfig, edit: Edit) -> int:

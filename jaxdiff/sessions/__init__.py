@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from jaxdiff.sessions._files import save as save
     from jaxdiff.sessions._run import run as run
     from jaxdiff.sessions._run import shapes as shapes
-    from jaxdiff.sessions._session import Session as Session
-    from jaxdiff.sessions._session import Step as Step
     from jaxdiff.sessions._session import session as session
     from jaxdiff.sessions._session import step as step
+    from jaxdiff.sessions._step import Session as Session
+    from jaxdiff.sessions._step import Step as Step
     from jaxdiff.sessions.values import Average as Average
     from jaxdiff.sessions.values import Captured as Captured
     from jaxdiff.sessions.values import Difference as Difference
@@ -40,8 +40,8 @@ _HOMES = {
     "Captured": "values",
     "Difference": "values",
     "PerRow": "values",
-    "Session": "_session",
-    "Step": "_session",
+    "Session": "_step",
+    "Step": "_step",
     "content_hash": "_files",
     "dumps": "_files",
     "load": "_files",

@@ -5,7 +5,8 @@ from pathlib import Path
 from jaxdiff.edits._codec import REGISTRY
 from jaxdiff.edits._format import Format
 from jaxdiff.errors import JaxdiffError
-from jaxdiff.sessions._session import Session, Step, check, said_of
+from jaxdiff.sessions._check import check, said_of
+from jaxdiff.sessions._step import Session, Step
 from jaxdiff.sessions.values import VALUES
 
 _KINDS = {kind.__name__: kind for kind in (Session, Step, *VALUES)}

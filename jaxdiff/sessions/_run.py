@@ -14,7 +14,8 @@ from jaxdiff.models._check import checked
 from jaxdiff.models._lm import abstract
 from jaxdiff.models._run import check_like_tokens
 from jaxdiff.models._traces import traced
-from jaxdiff.sessions._session import Session, Step, check, nearest, said_of
+from jaxdiff.sessions._check import check, nearest, said_of
+from jaxdiff.sessions._step import Session, Step
 from jaxdiff.sessions.values import VALUES, filled
 
 

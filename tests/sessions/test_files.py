@@ -69,6 +69,12 @@ def _step(fields, i):
         (lambda c, f: _step(f, 1).update(logits="all"), "logits of Step cannot be 'all'"),
         (lambda c, f: _step(f, 1).update(edits=_step(f, 0)["taps"]), "edits with Tap"),
         (lambda c, f: _step(f, 1).update(edits=None), "edits with NoneType"),
+        (lambda c, f: _step(f, 0).update(taps=_step(f, 0)["taps"][0]), "taps with Tap"),
+        (
+            lambda c, f: _step(f, 0).update(sequences="abc"),
+            "sequences is 'abc', which is no number",
+        ),
+        (lambda c, f: f["keep"][0].update(fields="a"), "fields of Captured are no object"),
         (lambda c, f: f.update(keep=None), "without a value that is kept"),
         (lambda c, f: f.update(keep=["all"]), "str is nothing to keep"),
         (lambda c, f: f["keep"][0].update({"class": "os.system"}), "'os.system' is no"),

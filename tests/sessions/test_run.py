@@ -160,6 +160,7 @@ def _set(*value):
             "keep, Difference",
         ),
         ({"edits": _set(Average(Captured("first", "pair")))}, "tuple is no array", None),
+        ({"taps": (Tap("embed", dtype="bflat16"),)}, "TypeError: .*bflat16", "step 'second'"),
         (
             {"keep": (PerRow(Captured("first", "embed"), axis=3),)},
             "no axis 3",
