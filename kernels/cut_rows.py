@@ -57,7 +57,8 @@ def cut(
 
     lowest = jnp.full(len(keys), LOWEST, jnp.int32)
     n = jnp.minimum(n, count(reach(lowest)))
-    level = last_that(lambda p: count(reach(p)) >= n, lowest, jnp.full_like(lowest, ABOVE))
+    highest = jnp.full_like(lowest, ABOVE)
+    level = last_that(lambda p: count(reach(p)) >= n, lowest, highest, share.pivots)
     tied = count(reach(level)) > n
     following = greatest(jnp.max(pattern(jnp.where(reach(level), 0.0, keys)), axis=1))
     between = following + (level - following - 1) // 2

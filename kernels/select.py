@@ -21,8 +21,6 @@ from .scores import ABOVE, LOWEST, Scores
 
 # A sixteenth of an octave: 4 to 6 % below the last threshold.
 _MARGIN = 1 << 19
-# Pivots that are counted in one sum over devices.
-_AT_ONCE = 15
 
 
 class Selection(NamedTuple):
@@ -151,8 +149,7 @@ def _among_candidates(scores: Scores, n, size: int, words):
         return share.total(jnp.sum(chosen, dtype=jnp.int32))
 
     n = jnp.minimum(n, count(bits >= LOWEST))
-    at_once = _AT_ONCE if share.axes else 1
-    threshold = last_that(lambda pivot: count(bits >= pivot) >= n, LOWEST, ABOVE, at_once)
+    threshold = last_that(lambda pivot: count(bits >= pivot) >= n, LOWEST, ABOVE, share.pivots)
     above = count(bits > threshold)
     equal = bits == threshold
     ties = count(equal) > n - above

@@ -31,7 +31,7 @@ from jaxdiff.training.step import Info, idle_after, summarize
 # Pairs of a row and a latent for each slot of the list.
 _PAIRS = 32
 # Pairs in a part of the latents, where products are taken with all of them.
-PART = 1 << 22
+PART = 1 << 20
 
 
 def slots_of(batch: int, latents: int) -> int:

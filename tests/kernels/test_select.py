@@ -176,8 +176,9 @@ def test_rows_select_what_a_stable_sort_of_each_selects(brute_force, kind, how):
         np.testing.assert_array_equal(marked(found.entries, pre.shape), expected)
 
 
-def test_rows_whose_largest_are_in_one_group_are_selected_all_the_same(brute_force):
-    pre = np.random.default_rng(0).normal(size=(40, 320)).astype(np.float32)
+def test_rows_whose_largest_are_in_one_group_are_selected_all_the_same(brute_force, monkeypatch):
+    monkeypatch.setattr("jaxdiff.kernels.scores._HELD", 64 * 320)  # Three parts of 32 rows.
+    pre = np.random.default_rng(0).normal(size=(96, 320)).astype(np.float32)
     pre[:, ::16] += 10.0  # Neighbours of a group of 20 latents are 16 apart.
     found = run_rows(pre, jnp.int32(4), "held")
     assert int(found.passes) == 3
