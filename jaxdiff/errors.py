@@ -1,5 +1,8 @@
 """What users of jaxdiff are meant to read when something ends early."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class JaxdiffError(Exception):
     """Something that was given cannot be used; the message is for a person.
@@ -38,3 +41,10 @@ class Preempted(JaxdiffError):
     """
 
     code = 143
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns the names that are most like one, as a fix; all where none is, nothing of nothing."""
+    known = tuple(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    return f"nearest: {', '.join(near)}" if near else ""

@@ -30,7 +30,7 @@ def last_that(
         holds: Tells it of a pivot; true at `low`, and once false, false for all that follow.
         low: First integer, or one for each of several searches at once.
         high: One after the last integer.
-        at_once: Pivots of a round. Where a round waits for other devices, fewer of them are faster:
+        at_once: Pivots of a round. Where a round waits for other devices, fewer rounds are faster:
             15 pivots find a number of 31 bits in 8.
     """
     step = jnp.arange(1, at_once + 1, dtype=jnp.int32)

@@ -47,7 +47,7 @@ class Share(NamedTuple):
 
     @property
     def pivots(self) -> int:
-        """Pivots to count at once: a sum over devices of 15 numbers is no slower than of one."""
+        """Pivots to count at once: where each round is a sum over devices, 15 take 8 for 31."""
         return 15 if self.axes else 1
 
 
@@ -92,11 +92,10 @@ class Held(NamedTuple):
         """Returns `x W^T + b` of listed latents; those out of range have any values."""
         return self.pre[:, latents] + self.bias[latents][None, :]
 
-    def part(
-        self, first: Int32[Array, ""], _: Float[Array, "n K"], bias: Float[Array, " n"]
-    ) -> Float[Array, "R n"]:
-        """Returns `x W^T + b` of the latents from `first` on, of which the encoder is given."""
-        return lax.dynamic_slice_in_dim(self.pre, first, bias.size, 1) + bias[None, :]
+    def part(self, first: Int32[Array, ""], size: int) -> Float[Array, "R n"]:
+        """Returns `x W^T + b` of `size` latents from `first` on."""
+        made = lax.dynamic_slice_in_dim(self.pre, first, size, 1)
+        return made + lax.dynamic_slice_in_dim(self.bias, first, size)[None, :]
 
     def by_rows(self, function: Callable[[Keys], PyTree]) -> PyTree:
         """Returns what a function makes of all scores, a result for each row or 32 rows.
@@ -105,7 +104,8 @@ class Held(NamedTuple):
         `keys()`, or bounds of what other sums give, `keys(-1)` and `keys(1)`.
         """
         rows, latents = self.pre.shape
-        each = _rows_at_once(rows, latents)
+        # On a mesh a function's sums over devices would be as many times more.
+        each = rows if self.share.axes else _rows_at_once(rows, latents)
 
         def part(start):
             pre = lax.dynamic_slice_in_dim(self.pre, start, each)
@@ -176,10 +176,9 @@ class Streamed(NamedTuple):
         made = product(self.x.astype(self.dtype), self.W[latents].astype(self.dtype))
         return made + self.bias[latents][None, :]
 
-    def part(
-        self, _: Int32[Array, ""], W: Float[Array, "n K"], bias: Float[Array, " n"]
-    ) -> Float[Array, "R n"]:
-        """Returns `x W^T + b` of the latents from a first one on, of which the encoder is given."""
+    def part(self, first: Int32[Array, ""], size: int) -> Float[Array, "R n"]:
+        """Returns `x W^T + b` of `size` latents from `first` on."""
+        W, bias = rows_from(first, size, (self.W, self.bias))
         return product(self.x.astype(self.dtype), W.astype(self.dtype)) + bias[None, :]
 
     def by_rows(self, function: Callable[[Keys], PyTree]) -> PyTree:
@@ -212,10 +211,16 @@ class Streamed(NamedTuple):
 Scores = Held | Streamed
 
 
+def rows_from(first: Int32[Array, ""], size: int, tree: PyTree) -> PyTree:
+    """Returns rows of arrays; the barrier keeps compilers from rounding all outside of a loop."""
+    some = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, size), tree)
+    return lax.optimization_barrier(some)
+
+
 def _rows_at_once(rows: int, latents: int) -> int:
     """Returns how many rows of held products to take at once: equal parts, of whole words."""
     parts = [n for n in range(WORD, rows + 1, WORD) if rows % n == 0]
-    return max((n for n in parts if n * latents <= _HELD), default=min(parts, default=rows))
+    return max((n for n in parts if n * latents <= _HELD), default=WORD if parts else rows)
 
 
 def stream(

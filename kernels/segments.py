@@ -86,8 +86,8 @@ def lay_out(offsets: Int32[Array, " _"], size: int) -> Layout:
 def _by_class(kind: Int32[Array, " G"]) -> Int32[Array, " G"]:
     """Returns groups by class, of which there are fewer than 32, and within a class in order.
 
-    Measured on CPU: sorting one number for each, which says both, takes a fifth of the time of
-    `argsort`.
+    Sorting one number for each, which says both, took a quarter of the time of `argsort` on 2
+    cores of an AMD EPYC (4096 to 24576 groups).
     """
     bits = 27
     assert kind.size <= 1 << bits

@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, canonical_site, sites
+from jaxdiff.models._check import check_no_rows
 from jaxdiff.types import HostOrDevice
 
 SEPARATOR = ", "
@@ -60,10 +61,13 @@ def check_pair(pair: ModelPair, site: str) -> tuple[str, tuple[int, int]]:
 
     Raises:
         JaxdiffError: If vocabularies or widths differ, a model has no such site, its activations
-            are no vectors, or `base_token_map` leaves the vocabulary.
+            are no vectors, or `base_token_map` leaves the vocabulary; or if a model carries edits
+            of some rows: rows are texts that nobody numbers.
     """
     specs = [lm.spec for lm in pair.models]
     _check_tokens(pair)
+    for lm in pair.models:
+        check_no_rows(lm, "harvest")
     found = [_check_site(pair, name.strip()) for name in site.split(",")]
     names, widths = zip(*found, strict=True)
     if len(set(widths)) > 1:

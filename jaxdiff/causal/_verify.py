@@ -27,7 +27,7 @@ def verify(
 
     Args:
         lm: The model.
-        tokens: Text to run; 8 random tokens when None.
+        tokens: Text to run; 8 random tokens when None. All values of all layers are held at once.
         relative: Standard deviation of the noise that is added, in units of the root mean square of
             the site's value.
 

@@ -126,12 +126,12 @@ def _checked(compiled: Costs, model: Costs, *, follows_data: bool = False) -> Co
 
     Of a program whose work follows the data a compiler cannot count it: it takes lists for full,
     also where each of many devices has a part of the entries, and loops for run once. There
-    operations and bytes are those of the model. So is what crosses devices where the program's text
-    tells nothing of it.
+    operations and bytes are those of the model. So is what crosses devices where the program cannot
+    be read.
     """
     if compiled.fault is not None:
         return dataclasses.replace(model, fault=compiled.fault)
-    if not compiled.collectives:
+    if compiled.collectives is None:
         compiled = dataclasses.replace(compiled, collectives=model.collectives)
     if follows_data:
         counts = {name: getattr(model, name) for name in ("flops", "bytes", "counted")}

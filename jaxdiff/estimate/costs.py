@@ -24,7 +24,7 @@ class Costs:
         bytes: Bytes read from and written to the device's memory.
         tokens: Tokens that all devices handle in this run [tokens].
         precision: How most of the products are computed.
-        collectives: What crosses devices, by kind.
+        collectives: What crosses devices, by kind; None where the program cannot be read.
         optimal_seconds: The compiler's own estimate; None where none was asked.
         counted: Whether operations and bytes are the compiler's or those of formulas.
         fault: Why the compiler refuses the program; None if it does not.
@@ -35,7 +35,7 @@ class Costs:
     bytes: float
     tokens: int
     precision: Precision
-    collectives: Mapping[str, Volume] = field(default_factory=dict)
+    collectives: Mapping[str, Volume] | None = field(default_factory=dict)
     optimal_seconds: float | None = None
     counted: Literal["compiler", "formulas"] = "formulas"
     fault: str | None = None
@@ -84,7 +84,7 @@ def roofline(costs: Costs, chip: Chip) -> Roofline:
     rates = {"bfloat16": chip.flops, "default": chip.rounded_flops, "highest": chip.exact_flops}
     peak = rates[costs.precision]
     network = 0.0
-    for volume in costs.collectives.values():
+    for volume in (costs.collectives or {}).values():
         far = chip.node is not None and volume.devices > chip.node
         network += volume.sent / (chip.network if far else chip.link / chip.devices)
     return Roofline(

@@ -222,15 +222,15 @@ def _costs(
         bytes=known.get("bytes accessed", 0.0),
         tokens=tokens,
         precision=precision,
-        collectives=collectives(_text(compiled), devices),
+        collectives=None if (text := _text(compiled)) is None else collectives(text, devices),
         counted="compiler",
         # Below 0 where the compiler does not know the time of an operation, which counts as -1.
         optimal_seconds=seconds if (seconds := known.get("optimal_seconds", -1.0)) > 0 else None,
     )
 
 
-def _text(compiled: jax.stages.Compiled) -> str:
-    """Returns the text of a program; nothing where it has what this jaxlib cannot read.
+def _text(compiled: jax.stages.Compiled) -> str | None:
+    """Returns the text of a program; None where it has what this jaxlib cannot read.
 
     TPU compilers write asynchronous updates of several operands, which jaxlib 0.10.2 refuses.
     """
@@ -238,7 +238,7 @@ def _text(compiled: jax.stages.Compiled) -> str:
         return compiled.as_text() or ""
     except jax.errors.JaxRuntimeError as error:
         if "async-update" in str(error):
-            return ""
+            return None
         raise
 
 

@@ -56,9 +56,9 @@ def _rows(found: Estimate) -> list[tuple[str, list[str]]]:
     ]
     if found.compiled:
         rows.append(("both counted by", [stage.costs.counted for stage in stages] + blank))
-    kinds = sorted({kind for stage in stages for kind in stage.costs.collectives})
+    kinds = sorted({kind for stage in stages for kind in stage.costs.collectives or {}})
     for kind in kinds:
-        volumes = [stage.costs.collectives.get(kind) for stage in stages]
+        volumes = [(stage.costs.collectives or {}).get(kind) for stage in stages]
         cells = [f"{_bytes(v.bytes)} in {v.count}" if v else "-" for v in volumes]
         rows.append((kind, cells + blank))
     times = [f"{_seconds(one.times.seconds)} ({one.times.bound})" for one in stages]

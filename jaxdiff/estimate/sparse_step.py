@@ -9,6 +9,7 @@ from jaxdiff.estimate.chips import Chip
 from jaxdiff.estimate.costs import Costs
 from jaxdiff.estimate.programs import precision
 from jaxdiff.estimate.rings import all_gather, all_reduce, summed
+from jaxdiff.kernels.row_adam.tpu import BLOCK
 from jaxdiff.training.penalised_step import PART, slots_of
 
 # How often the row of an entry is fetched: for its value as a candidate and when it is selected,
@@ -16,8 +17,6 @@ from jaxdiff.training.penalised_step import PART, slots_of
 _FETCHES = 8
 # Three of these are scalar products, which fetch a row of the table as well, once for a latent.
 _DOTS = 3
-# Rows of a table that pass through a TPU's chip where one of them is touched.
-_BLOCK = 16
 # Bytes that selection moves for each slot of the list: most of it in counts of the candidates.
 _SLOT = 600
 # Passes over bit maps of all scores, over what is as large as the reconstruction, and, where a
@@ -78,7 +77,7 @@ def sparse_costs(
         fetches = 1 if chip.gpu else fetches
         followed = 4 * width * (fetches * entries + _DOTS * touched) + _SLOT * slots
         # On TPUs blocks of rows pass through the chip, of which one is touched.
-        moved = touched if chip.gpu else latents * (1 - (1 - touched / latents) ** _BLOCK)
+        moved = touched if chip.gpu else latents * (1 - (1 - touched / latents) ** BLOCK)
     return Costs(
         memory={
             "temporaries": max(

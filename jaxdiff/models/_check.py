@@ -75,7 +75,8 @@ def checked(
             f"several taps are called {', '.join(twice)}", where="taps", fix="give each a `name`"
         )
     _check_skipped(skipped, named, kept)
-    _check_leaves((*named, *kept))
+    for each in (*named, *kept):
+        check_leaves(each, each.site)
     _check_numbers(spec, kept, tokens, own_positions)
     _check_attention(spec, (*named, *kept), attention)
     return Checked(replace(lm, edits=(), changes=()), named, kept, skipped)
@@ -115,9 +116,20 @@ def differs_between_rows(edit: Edit) -> bool:
     return any(each is not None for each in own) or getattr(positions, "ndim", 0) == 2
 
 
+def name_of(edit: Edit) -> str:
+    """Returns the name by which rows choose an edit; an edit without rows has none."""
+    return getattr(edit, "name", "") if hasattr(edit, "rows") else ""
+
+
+def unnamed(lm: LM) -> LM:
+    """Returns the model without what is said about it: programs do not depend on that."""
+    edits = tuple(replace(edit, name="") if name_of(edit) else edit for edit in lm.edits)
+    return replace(lm, edits=edits, changes=())
+
+
 def _canonical(spec: ModelConfig, edit: Any) -> Any:
     """Returns an edit by the canonical name of its site, and none of its own."""
-    own = {"name": ""} if getattr(edit, "name", "") else {}
+    own = {"name": ""} if name_of(edit) else {}
     return replace(edit, site=canonical_site(spec, edit.site), **own)
 
 
@@ -140,15 +152,12 @@ def _tap(spec: ModelConfig, tap: str | Tap) -> Tap:
 _PARTS = {"reduce": Reducer, "view": View}
 
 
-def _check_leaves(asked: Sequence[Tap | Edit]) -> None:
+def check_leaves(tree: Any, where: str) -> None:
     """Refuses leaves that no program can have as arguments."""
-    for each in asked:
-        for path, leaf in jax.tree_util.tree_flatten_with_path(each)[0]:
-            if not isinstance(leaf, NUMBERS):
-                name = jax.tree_util.keystr(path).lstrip(".")
-                raise JaxdiffError(
-                    f"{name} is {leaf!r}, which is no number and no array", where=each.site
-                )
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not isinstance(leaf, NUMBERS):
+            name = jax.tree_util.keystr(path).lstrip(".")
+            raise JaxdiffError(f"{name} is {leaf!r}, which is no number and no array", where=where)
 
 
 NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float)

@@ -28,8 +28,8 @@ class LM:
         edits: Edits that belong to the model: whatever runs it applies them first (`with_edits`).
         changes: What was done to the weights since the model was made, in order: `fold_norms`,
             `merge ADAPTER`. `save` writes it and `load` reads it. Models that differ in nothing
-            else share the programs of `run` and the like; `jax.tree.map` over two of them takes
-            their `params`.
+            else share the programs of `run`, `run_together`, `generate`, `sweep`, `attribute` and
+            sessions; `jax.tree.map` over two of them takes their `params`.
     """
 
     params: Mapping[str, Any]
@@ -109,6 +109,12 @@ def _init(spec: ModelConfig, key: Array) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=32)
+def without_weights(spec: ModelConfig) -> LM:
+    """Returns a model that has the shapes of weights in their place, of float32."""
+    graphdef, shapes = abstract(spec)
+    return LM(params=shapes, graphdef=graphdef, spec=spec)
+
+
 def abstract(spec: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Returns the NNX structure and the shapes of the parameters of a model, without making it."""
     module = nnx.eval_shape(lambda: Decoder(spec, normal=lambda *shape: jnp.zeros(shape)))

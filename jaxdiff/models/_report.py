@@ -36,7 +36,7 @@ class LoadReport:
         reasons = [f"{count} {why}" for why, count in Counter(self.ignored.values()).items()]
         line = f"{len(self.consumed)} tensors read"
         line += f", {len(self.ignored)} ignored ({'; '.join(reasons)})" if reasons else ""
-        line += f"; changed before: {', '.join(self.changes)}" if self.changes else ""
+        line += f"; changes: {', '.join(self.changes)}" if self.changes else ""
         line += f"; {len(self.problems)} do not fit:" if self.problems else ""
         return "\n  ".join([line, *self.problems])
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.models._check import checked
-from jaxdiff.models._lm import LM, abstract
+from jaxdiff.models._lm import LM, without_weights
 from jaxdiff.models._run import Logits, run
 from jaxdiff.models._tap import Edit, Tap
 from jaxdiff.models.spec import ModelConfig
@@ -36,7 +36,7 @@ def shapes(
         JaxdiffError: If a site does not exist, or an edit does not fit.
     """
     if isinstance(model, ModelConfig):
-        model = LM(params=abstract(model)[1], graphdef=abstract(model)[0], spec=model)
+        model = without_weights(model)
     # Numbers out of range are refused here; in the abstract run they have no value.
     checked(model, taps, edits, np.broadcast_to(np.int32(0), tokens))
     ids = jax.ShapeDtypeStruct(tokens, jnp.int32)

@@ -1,14 +1,13 @@
 """Edits that stay: a model that carries them is a model like any other."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from jaxdiff.errors import JaxdiffError
-from jaxdiff.models._check import check_edits, differs_between_rows
+from jaxdiff.errors import JaxdiffError, nearest
+from jaxdiff.models._check import check_edits, differs_between_rows, name_of
 from jaxdiff.models._lm import LM
 from jaxdiff.models._sites import whole_block
 from jaxdiff.models._tap import Edit
@@ -60,9 +59,10 @@ def chosen(lm: LM, rows: Sequence[Sequence[str]]) -> LM:
     Raises:
         JaxdiffError: If the model has no edits of a name.
     """
-    known = dict.fromkeys(name for each in lm.edits if (name := _name(each)))
+    known = dict.fromkeys(name for each in lm.edits if (name := name_of(each)))
+    rows = list(rows)
     for i, names in enumerate(rows):
-        if isinstance(names, str):
+        if isinstance(names, str) or not isinstance(names, Sequence):
             raise JaxdiffError(
                 f"row {i} is {names!r}", where="chosen", fix=f"give a tuple of names: ({names!r},)"
             )
@@ -71,14 +71,10 @@ def chosen(lm: LM, rows: Sequence[Sequence[str]]) -> LM:
                 raise _unknown(name, i, tuple(known))
 
     def choose(edit: Any) -> Any:
-        name = _name(edit)
-        return replace(edit, rows=np.array([name in own for own in rows])) if name else edit
+        name = name_of(edit)
+        return replace(edit, rows=np.array([name in own for own in rows], bool)) if name else edit
 
     return replace(lm, edits=tuple(map(choose, lm.edits)))
-
-
-def _name(edit: Edit) -> str:
-    return getattr(edit, "name", "")
 
 
 def _named(edit: Any, name: str) -> Any:
@@ -93,9 +89,9 @@ def _named(edit: Any, name: str) -> Any:
 
 def _check_names(lm: LM, edits: Sequence[Edit]) -> None:
     """Refuses a name that is taken, and edits that cannot be chosen for each row."""
-    taken = {_name(edit) for edit in lm.edits}
+    taken = {name_of(edit) for edit in lm.edits}
     for edit in edits:
-        name = _name(edit)
+        name = name_of(edit)
         if name and name in taken:
             raise JaxdiffError(
                 f"the model has edits called {name!r} already",
@@ -112,11 +108,8 @@ def _check_names(lm: LM, edits: Sequence[Edit]) -> None:
 
 
 def _unknown(name: str, row: int, known: tuple[str, ...]) -> JaxdiffError:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
     return JaxdiffError(
         f"the model has no edits called {name!r}, which row {row} chooses",
         where="chosen",
-        fix=f"nearest: {', '.join(near)}"
-        if known
-        else "with_edits(lm, edits, name=...) gives a name to edits",
+        fix=nearest(name, known) or "with_edits(lm, edits, name=...) gives a name to edits",
     )

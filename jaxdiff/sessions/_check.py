@@ -1,16 +1,13 @@
 """What a session must be, checked before anything is traced; it may come from a file."""
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import jax
-
 from jaxdiff.edits import Edit
-from jaxdiff.errors import JaxdiffError
+from jaxdiff.errors import JaxdiffError, nearest
 from jaxdiff.models import Tap
-from jaxdiff.models._check import NUMBERS
+from jaxdiff.models._check import check_leaves
 from jaxdiff.sessions._step import Session, Step
 from jaxdiff.sessions.values import VALUES, Captured, captured_in
 
@@ -21,6 +18,8 @@ def check(session: Session) -> None:
     Raises:
         JaxdiffError: As `session` does.
     """
+    if not isinstance(session, Session):
+        raise JaxdiffError(f"{type(session).__name__} is no session", fix="sessions.session(...)")
     steps, keep = session.steps, session.keep
     _check_types(steps, keep)
     makes: dict[str, tuple[str, ...]] = {}
@@ -36,10 +35,10 @@ def check(session: Session) -> None:
         if each.name in makes:
             raise JaxdiffError("two steps have this name", where=here, fix="give each its own")
         makes[each.name] = each.makes
-        _check_leaves(each, here)
+        check_leaves(each, here)
     for used in captured_in(keep):
         _check_captured(used, makes, [], "keep")
-    _check_leaves(keep, "keep")
+    check_leaves(keep, "keep")
 
 
 @contextmanager
@@ -78,14 +77,6 @@ def _check_captured(
         )
 
 
-def _check_leaves(tree: Any, here: str) -> None:
-    """Refuses leaves that no program can have as arguments."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if not isinstance(leaf, NUMBERS):
-            name = jax.tree_util.keystr(path).lstrip(".")
-            raise JaxdiffError(f"{name} is {leaf!r}, which is no number and no array", where=here)
-
-
 def _check_types(steps: Any, keep: Any) -> None:
     """Refuses parts that are of other classes, as those of a file may be."""
     for items, what in ((steps, "step"), (keep, "value that is kept")):
@@ -117,10 +108,3 @@ def _check_types(steps: Any, keep: Any) -> None:
         raise JaxdiffError(
             f"{', '.join(strange)} is nothing to keep", where="keep", fix="Captured(step, tap)"
         )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns the names that are most like one, for an error; all where none is."""
-    known = tuple(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-    return f"nearest: {', '.join(near)}" if near else ""

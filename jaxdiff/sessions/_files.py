@@ -21,6 +21,7 @@ def save(session: Session, path: str | Path) -> None:
     Raises:
         JaxdiffError: If a part of it is of a class that jaxdiff does not have, like an own op.
     """
+    check(session)
     _SESSION.save((session,), path)
 
 
@@ -40,6 +41,7 @@ def dumps(session: Session) -> bytes:
     Raises:
         JaxdiffError: As `save` does.
     """
+    check(session)
     return _SESSION.dumps((session,))
 
 
@@ -62,6 +64,7 @@ def content_hash(session: Session) -> str:
     Raises:
         JaxdiffError: As `save` does.
     """
+    check(session)
     return _SESSION.content_hash((session,))
 
 

@@ -1,20 +1,19 @@
 """A session as one program."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxdiff import models
-from jaxdiff.errors import JaxdiffError
+from jaxdiff.errors import JaxdiffError, nearest
 from jaxdiff.models import LM, ModelConfig
-from jaxdiff.models._check import checked
-from jaxdiff.models._lm import abstract
+from jaxdiff.models._check import checked, unnamed
+from jaxdiff.models._lm import without_weights
 from jaxdiff.models._run import check_like_tokens
 from jaxdiff.models._traces import traced
-from jaxdiff.sessions._check import check, nearest, said_of
+from jaxdiff.sessions._check import check, said_of
 from jaxdiff.sessions._step import Session, Step
 from jaxdiff.sessions.values import VALUES, filled
 
@@ -52,8 +51,7 @@ def shapes(session: Session, lms: Mapping[str, LM | ModelConfig]) -> tuple[Any, 
         JaxdiffError: As `run` does.
     """
     whole = {
-        name: LM(abstract(lm)[1], abstract(lm)[0], lm) if isinstance(lm, ModelConfig) else lm
-        for name, lm in lms.items()
+        name: without_weights(lm) if isinstance(lm, ModelConfig) else lm for name, lm in lms.items()
     }
     return jax.eval_shape(_computed, session, _given(session, whole))
 
@@ -61,6 +59,10 @@ def shapes(session: Session, lms: Mapping[str, LM | ModelConfig]) -> tuple[Any, 
 def _given(session: Session, lms: Mapping[str, LM]) -> dict[str, LM]:
     """Returns the models that are used, after all checks that need no shapes."""
     check(session)
+    if not isinstance(lms, Mapping):
+        raise JaxdiffError(
+            f"models are given by name, not as {type(lms).__name__}", fix='{"base": lm}'
+        )
     used = sorted({step.model for step in session.steps})
     for name in used:
         if name not in lms:
@@ -71,8 +73,7 @@ def _given(session: Session, lms: Mapping[str, LM]) -> dict[str, LM]:
     for step in session.steps:
         with said_of(f"step {step.name!r}"):
             _check(step, lms[step.model])
-    # A program does not depend on what is said about a model.
-    return {name: replace(lms[name], changes=()) for name in used}
+    return {name: unnamed(lms[name]) for name in used}
 
 
 def _check(step: Step, lm: LM) -> None:

@@ -1,6 +1,7 @@
 """Sessions as values: named steps, each a run, whose edits may use what earlier steps captured."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Int
 
@@ -34,8 +35,8 @@ def step(
         model: Name of the model that it runs.
         tokens: As in `run`.
         taps: As in `run`.
-        edits: As in `run`; a leaf of an edit or tap may be a value of an earlier step: `Captured`,
-            or a `Difference`, `Average` or `PerRow` of such ones.
+        edits: As in `run`; a leaf of an op, view or reducer may be a value of an earlier step:
+            `Captured`, or a `Difference`, `Average` or `PerRow` of such ones.
         sequences: As in `run`.
         positions: As in `run`.
         logits: As in `run`; none by default.
@@ -45,8 +46,10 @@ def step(
     """
     if isinstance(taps, str):
         raise JaxdiffError("taps are a tuple", where=f"step {name!r}", fix=f"write ({taps!r},)")
-    whole = tuple(Tap(tap) if isinstance(tap, str) else tap for tap in taps)
-    return Step(name, model, tokens, whole, tuple(edits), sequences, positions, logits)
+    whole = _tuple(taps)
+    if isinstance(whole, tuple):
+        whole = tuple(Tap(tap) if isinstance(tap, str) else tap for tap in whole)
+    return Step(name, model, tokens, whole, _tuple(edits), sequences, positions, logits)
 
 
 def session(steps: Sequence[Step], keep: Sequence[Value]) -> Session:
@@ -74,6 +77,11 @@ def session(steps: Sequence[Step], keep: Sequence[Value]) -> Session:
     Raises:
         JaxdiffError: If a name is there twice, or something that is used is not captured before.
     """
-    made = Session(tuple(steps), tuple(keep))
+    made = Session(_tuple(steps), _tuple(keep))
     check(made)
     return made
+
+
+def _tuple(items: Any) -> Any:
+    """Returns a sequence as a tuple; anything else as it is, for `check` to refuse."""
+    return tuple(items) if isinstance(items, Sequence) else items

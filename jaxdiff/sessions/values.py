@@ -16,10 +16,8 @@ from jaxdiff.errors import JaxdiffError
 Found = Mapping[str, Mapping[str, Any]]
 """What was captured, by the names of the step and of its tap."""
 
-_value = jax.tree_util.register_dataclass
 
-
-@_value
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Captured:
     """What a tap of an earlier step made, or its logits.
@@ -37,7 +35,7 @@ class Captured:
         return found[self.step][self.tap]
 
 
-@_value
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Difference:
     """`of - minus`: what one run has and another has not, like a steering vector."""
@@ -57,7 +55,7 @@ class Difference:
         return of - minus.astype(of.dtype)
 
 
-@_value
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Average:
     """The mean over rows, in float32.
@@ -77,7 +75,7 @@ class Average:
         return jnp.mean(value, axis=self.axis, dtype=jnp.float32)
 
 
-@_value
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PerRow:
     """One value for all tokens of a row: what `[B, D]` becomes to be set in `[B, T, D]`.

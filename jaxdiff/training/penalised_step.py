@@ -19,7 +19,7 @@ from jaxdiff.kernels.bitmap import entries, places
 from jaxdiff.kernels.gathered_dots import gathered_dots
 from jaxdiff.kernels.product import matmul
 from jaxdiff.kernels.row_adam import move, row_adam, row_squares
-from jaxdiff.kernels.scores import Scores
+from jaxdiff.kernels.scores import Scores, rows_from
 from jaxdiff.kernels.segment_sums import segment_sums
 from jaxdiff.kernels.weighted_gather import weighted_gather
 from jaxdiff.training.listed import by_row, move_bias, reconstruct, schedule_of, scores_of
@@ -207,24 +207,24 @@ def _everywhere(given: _Given, config: DictionaryConfig, train: TrainConfig) -> 
     product = functools.partial(matmul, dtype=jnp.dtype(train.dtype))
 
     def part_of(first, size):
-        part, low = _cut((tables, threshold), first, size)
-        pre = scores.part(first, part["W_enc"].params, part["b_enc"].params[:, 0])
-        return part["W_dec"], low, active(pre, low[None], config)
+        W_dec = tables["W_dec"]
+        read = W_dec.params, W_dec.squares, threshold, scores.norms
+        weights, squares, low, norms = rows_from(first, size, read)
+        return weights, squares, low, norms, active(scores.part(first, size), low[None], config)
 
     def add(guess, first, size):
-        W_dec, _, a = part_of(first, size)
-        return guess + product(a.value, W_dec.params)
+        W_dec, *_, a = part_of(first, size)
+        return guess + product(a.value, W_dec)
 
     guess = total(_fold(add, jnp.zeros_like(rows), B, L))
     error, reconstruction, slope = reconstruct(x, guess, state.tables.b_dec.params, config)
 
     def look(found: _Found, first, size):
-        W_dec, low, a = part_of(first, size)
-        norms = _cut(scores.norms, first, size)
-        dots = product(slope, W_dec.params.T)
+        W_dec, own_squares, low, norms, a = part_of(first, size)
+        dots = product(slope, W_dec.T)
         s = slopes(dots, a, low[None], norms[None], weight / B, config)
-        pulls = pull(jnp.sum(s.norm, axis=0), W_dec.squares, config)
-        pulled = (W_dec.params.reshape(-1, M, D) * pulls[:, :, None]).reshape(-1, M * D)
+        pulls = pull(jnp.sum(s.norm, axis=0), own_squares, config)
+        pulled = (W_dec.reshape(-1, M, D) * pulls[:, :, None]).reshape(-1, M * D)
         gradient = {
             "W_enc": product(s.pre.T, rows),
             "b_enc": jnp.sum(s.pre, axis=0)[:, None],
@@ -257,12 +257,6 @@ def _everywhere(given: _Given, config: DictionaryConfig, train: TrainConfig) -> 
         l0=total(found.active).astype(jnp.float32) / B,
         norm=norm,
     )
-
-
-def _cut(tree: PyTree, first, size: int) -> PyTree:
-    """Returns rows; the barrier keeps compilers from rounding whole tables outside of a loop."""
-    rows = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, size), tree)
-    return lax.optimization_barrier(rows)
 
 
 def _fold(function: Callable, start: PyTree, rows: int, latents: int) -> PyTree:

@@ -18,7 +18,7 @@ from .. import listed_rows_tpu as lists
 from .rule import Schedule, Table, adam
 
 # Rows that fill a register of bfloat16.
-_BLOCK = 16
+BLOCK = 16
 _LANES = 128
 
 
@@ -36,7 +36,8 @@ def row_adam(
 ) -> tuple[Table, ...]:
     """Updates the rows that have slots; see `jaxdiff.kernels.row_adam`.
 
-    Offsets are held in scalar memory, 4 bytes a row of the table.
+    Offsets and the order of blocks are held in scalar memory, 4 bytes a row of the table and a
+    sixteenth of that.
     """
     # 0 stands for a row that has no slot.
     since = jnp.where(offsets[1:] > offsets[:-1], schedule.step - last, 0)
@@ -61,7 +62,7 @@ def _visits(offsets) -> tuple[Array, Array]:
 
     Each core visits one at least, and no block is visited by both.
     """
-    starts = jnp.concatenate([offsets[:-1:_BLOCK], offsets[-1:]])
+    starts = jnp.concatenate([offsets[:-1:BLOCK], offsets[-1:]])
     some = starts[1:] > starts[:-1]
     count, before = jnp.sum(some, dtype=jnp.int32), jnp.cumsum(some, dtype=jnp.int32)
     numbers = jnp.arange(some.size, dtype=jnp.int32)
@@ -85,11 +86,11 @@ def _update(table: Table, given: lists.Listed, scalars, since, pull, interpret) 
     def block(core, i, _, order, numbers, *__):
         return _place(core, i, order, numbers[2])[1], 0
 
-    since = jnp.pad(since, (0, -rows % _BLOCK)).reshape(-1, 1, _BLOCK)
+    since = jnp.pad(since, (0, -rows % BLOCK)).reshape(-1, 1, BLOCK)
     streamed = [a for a in table if a is not None]
-    specs = [pl.BlockSpec((_BLOCK, a.shape[1]), block) for a in streamed]
-    held = sum(4 * _BLOCK * max(a.shape[1], _LANES) * a.dtype.itemsize for a in [*streamed, *pulls])
-    limit = held + 5 * _BLOCK * width * 4 + lists.scratch_bytes(given.source) + 2**22
+    specs = [pl.BlockSpec((BLOCK, a.shape[1]), block) for a in streamed]
+    held = sum(4 * BLOCK * max(a.shape[1], _LANES) * a.dtype.itemsize for a in [*streamed, *pulls])
+    limit = held + 5 * BLOCK * width * 4 + lists.scratch_bytes(given.source) + 2**22
     out = pl.pallas_call(
         functools.partial(_kernel, streamed=len(streamed), pulled=pull is not None),
         out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in streamed],
@@ -98,13 +99,13 @@ def _update(table: Table, given: lists.Listed, scalars, since, pull, interpret) 
             grid=(cores, pl.cdiv(numbers[2], cores)),
             in_specs=[
                 *[pl.BlockSpec(memory_space=pl.ANY)] * 3,
-                pl.BlockSpec((1, 1, _BLOCK), lambda *at: (*block(*at), 0)),
-                *[pl.BlockSpec((_BLOCK, a.shape[1]), block) for a in pulls],
+                pl.BlockSpec((1, 1, BLOCK), lambda *at: (*block(*at), 0)),
+                *[pl.BlockSpec((BLOCK, a.shape[1]), block) for a in pulls],
                 *specs,
             ],
             out_specs=specs,
             scratch_shapes=[
-                pltpu.VMEM((_BLOCK, width), jnp.float32),
+                pltpu.VMEM((BLOCK, width), jnp.float32),
                 *lists.scratch(given.source),
             ],
         ),
@@ -129,12 +130,12 @@ def _kernel(offsets, order, numbers, factors, *refs, streamed, pulled):
     gradient, *held = refs[2 * streamed :]
 
     visit, block = _place(pl.program_id(0), pl.program_id(1), order, numbers[2])
-    place = numbers[1] + block * _BLOCK
+    place = numbers[1] + block * BLOCK
 
     def move():
         _step(old, new, gradient, since[0], numbers[0], place, factors, pull)
 
-    first = jnp.where(visit < numbers[2], block * _BLOCK, offsets.shape[0])
+    first = jnp.where(visit < numbers[2], block * BLOCK, offsets.shape[0])
     lists.add_up_block(given, lists.Scratch(*held), offsets, gradient, first, after=move)
 
 
@@ -143,7 +144,7 @@ def _step(old: Table, new: Table, gradient, since, step, first, factors, pull) -
 
     Gradients of rows without slots are left-overs.
     """
-    column = jnp.broadcast_to(since, (_LANES, _BLOCK)).T[:, :1]
+    column = jnp.broadcast_to(since, (_LANES, BLOCK)).T[:, :1]
     touched = column > 0
     params, moment = old.params[...], old.moment[...]
     total = gradient[...]
@@ -156,7 +157,7 @@ def _step(old: Table, new: Table, gradient, since, step, first, factors, pull) -
         since=jnp.maximum(column, 1),
         step=jnp.full((1, 1), step),
         rate=factors[0],
-        row=first + lax.broadcasted_iota(jnp.int32, (_BLOCK, 1), 0),
+        row=first + lax.broadcasted_iota(jnp.int32, (BLOCK, 1), 0),
     )
     # Selects are of float32: a bfloat16 mask has another layout.
     moved = jnp.where(touched, moved, params.astype(jnp.float32))

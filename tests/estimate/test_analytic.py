@@ -93,7 +93,7 @@ def test_a_program_that_jaxlib_cannot_read_sends_what_formulas_say(monkeypatch):
     real = programs.train_costs(*asked, make_mesh(1, 2))
     model = analytic.train_costs(*asked, (1, 2), H100)
     found = _estimate._checked(real, model)
-    assert not real.collectives and found.collectives == model.collectives
+    assert real.collectives is None and found.collectives == model.collectives
     assert found.memory == real.memory
 
 

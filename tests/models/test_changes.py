@@ -48,7 +48,7 @@ def test_a_saved_model_knows_it(processed, golden, tmp_path):
     save(processed, tmp_path)
     again = load(tmp_path)
     assert again.changes == load_report(tmp_path).changes == DONE
-    assert f"changed before: {', '.join(DONE)}" in str(load_report(tmp_path))
+    assert f"changes: {', '.join(DONE)}" in str(load_report(tmp_path))
     assert fold_norms(again).changes == (*DONE, "fold_norms")
     # One that was not changed has the file that transformers writes.
     save(load(golden / "gpt2"), tmp_path)

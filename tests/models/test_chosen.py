@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import edits as ed
+from jaxdiff.activations.pair import ModelPair, check_pair
 from jaxdiff.edits import Add, FromRow, Scale, Set, Skip, edit
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import (
@@ -120,9 +121,14 @@ def test_a_choice_that_cannot_be_made_is_refused(llama, engine):
     assert "with_edits" in error.value.fix
     with pytest.raises(JaxdiffError, match="row 0 is 'polite'"):
         chosen(engine, ["polite"])
+    with pytest.raises(JaxdiffError, match="row 1 is None"):
+        chosen(engine, [(), None])
     for go in (lambda lm: run(lm, _tokens()), lambda lm: generate(lm, _tokens(), 2)):
-        with pytest.raises(JaxdiffError, match="rows are outside of the batch: a mask of 2"):
-            go(chosen(engine, CHOICES[:2]))
+        for n in (2, 0):
+            with pytest.raises(JaxdiffError, match=f"rows are outside of the batch: a mask of {n}"):
+                go(chosen(engine, CHOICES[:n]))
+    with pytest.raises(JaxdiffError, match="differs between rows"):
+        check_pair(ModelPair((chosen(engine, CHOICES),)), SITE)
 
 
 def test_what_cannot_be_chosen_by_row_gets_no_name(llama, engine):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -54,3 +55,11 @@ def make():
         )
 
     return job
+
+
+@pytest.fixture
+def untyped():
+    """What a user meets who runs without the checks of types that tests have."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -174,6 +174,23 @@ def test_what_a_session_cannot_be_is_said_with_the_step(lms, asked, what, where)
     assert where in (None, error.value.where)
 
 
+@pytest.mark.usefixtures("untyped")
+def test_a_comma_is_soon_forgotten(lms):
+    one = step("first", "base", np.zeros((2, 4), np.int32), ("embed",))
+    keep = Captured("first", "embed")
+    for part, items in {"taps": Tap("embed"), "edits": edit("embed", Set(0.0))}.items():
+        with pytest.raises(JaxdiffError, match=f"{part} with {type(items).__name__}"):
+            session((step("a", "base", one.tokens, **{part: items}),), keep=(keep,))
+    with pytest.raises(JaxdiffError, match="without a step"):
+        session(one, keep=(keep,))
+    with pytest.raises(JaxdiffError, match="without a value"):
+        session((one,), keep=keep)
+    with pytest.raises(JaxdiffError, match="Step is no session"):
+        sessions.dumps(one)
+    with pytest.raises(JaxdiffError, match="models are given by name"):
+        sessions.run(session((one,), keep=(keep,)), lms["base"])
+
+
 def test_names_and_models(lms):
     twice = step("first", "base", np.zeros((2, 4), np.int32), ("embed",))
     with pytest.raises(JaxdiffError, match="two steps have this name"):
