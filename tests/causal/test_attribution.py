@@ -1,6 +1,7 @@
 """Gates against the explicit formula, patching, and the completeness of integrated gradients."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,10 @@ def metric(logits):
     return logits[:, 3] - logits[:, 5]
 
 
-def _explicit(lm, clean, corrupt, site):
+_quick = functools.partial(jax.jit, compiler_options=QUICK)
+
+
+def _explicit(lm, clean, corrupt, site, jit=_quick):
     """(a_clean - a_corrupt) * gradient, with the gradient by zeros that are added."""
     there, here = (run(lm, t, (site,), logits=False)[1][site] for t in (clean, corrupt))
 
@@ -30,8 +34,7 @@ def _explicit(lm, clean, corrupt, site):
         op = PerLayer(Add(zeros)) if "*" in site else Add(zeros)
         return jnp.sum(metric(run(lm, corrupt, (), (edit(site, op),), logits="last")[0]))
 
-    gradient = jax.jit(jax.grad(measured), compiler_options=QUICK)
-    return (there - here) * gradient(jnp.zeros_like(here))
+    return (there - here) * jit(jax.grad(measured))(jnp.zeros_like(here))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_scores_have_gradients_with_respect_to_weights(llama, clean, corrupt, st
         return jnp.sum(jnp.square(found[site]))
 
     def explicit(by):
-        return jnp.sum(jnp.square(_explicit(moved(by), clean, corrupt, site).sum(-1)))
+        return jnp.sum(jnp.square(_explicit(moved(by), clean, corrupt, site, jax.jit).sum(-1)))
 
     found = jax.jit(jax.grad(score))(jnp.float32(0))
     if steps == 1:
