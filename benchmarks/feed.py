@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=pathlib.Path, help="where stores are written")
     parser.add_argument("--quality", action="store_true", help="compare dictionaries too")
     options = parser.parse_args(arguments)
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
 
     def measure(name: str, console: Console) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
