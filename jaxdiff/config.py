@@ -255,7 +255,9 @@ class TrainConfig(Config):
     @pydantic.model_validator(mode="after")
     def _possible(self) -> "TrainConfig":
         if self.moment_dtype == "bfloat16" and self.step != "sparse":
-            raise ValueError(f"moment_dtype bfloat16 needs step sparse, got {self.step}")
+            raise ValueError(
+                f"moment_dtype bfloat16 needs step sparse (and beta1 0), got {self.step}"
+            )
         return self
 
 

@@ -86,5 +86,5 @@ def test_settings_are_frozen():
 
 def test_small_moments_are_of_the_sparse_step():
     TrainConfig(beta1=0, step="sparse", moment_dtype="bfloat16")
-    with pytest.raises(pydantic.ValidationError, match="needs step sparse, got auto"):
+    with pytest.raises(pydantic.ValidationError, match="needs step sparse .and beta1 0., got auto"):
         TrainConfig(beta1=0, moment_dtype="bfloat16")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.errors import JaxdiffError
 from jaxdiff.models._check import checked
 from jaxdiff.models._lm import LM, without_weights
 from jaxdiff.models._run import Logits, run
@@ -37,6 +38,12 @@ def shapes(
     """
     if isinstance(model, ModelConfig):
         model = without_weights(model)
+    if not (isinstance(tokens, tuple) and len(tokens) == 2):
+        raise JaxdiffError(
+            f"tokens are given as their shape (B, T), not as {type(tokens).__name__}",
+            where="shapes",
+            fix="models.shapes(lm, tokens.shape, taps)",
+        )
     # Numbers out of range are refused here; in the abstract run they have no value.
     checked(model, taps, edits, np.broadcast_to(np.int32(0), tokens))
     ids = jax.ShapeDtypeStruct(tokens, jnp.int32)

@@ -1,6 +1,6 @@
 """Edits that stay: a model that carries them is a model like any other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,11 +60,15 @@ def chosen(lm: LM, rows: Sequence[Sequence[str]]) -> LM:
         JaxdiffError: If the model has no edits of a name.
     """
     known = dict.fromkeys(name for each in lm.edits if (name := name_of(each)))
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise JaxdiffError(
+            f"rows are {rows!r}", where="chosen", fix="give names for each row: [('name',), ()]"
+        )
     rows = list(rows)
     for i, names in enumerate(rows):
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise JaxdiffError(
-                f"row {i} is {names!r}", where="chosen", fix=f"give a tuple of names: ({names!r},)"
+                f"row {i} is {names!r}", where="chosen", fix="a row is a tuple of names: ('name',)"
             )
         for name in names:
             if name not in known:

@@ -58,6 +58,10 @@ def _check_captured(
     used: Captured, makes: dict[str, tuple[str, ...]], later: list[str], here: str
 ) -> None:
     """Refuses a value that is not there yet, or never."""
+    if not (isinstance(used.step, str) and isinstance(used.tap, str)):
+        raise JaxdiffError(
+            f"{used} has other parts than names", where=here, fix="Captured(step, tap)"
+        )
     if used.step in makes:
         if used.tap not in makes[used.step]:
             raise JaxdiffError(
@@ -79,14 +83,26 @@ def _check_captured(
 
 def _check_types(steps: Any, keep: Any) -> None:
     """Refuses parts that are of other classes, as those of a file may be."""
-    for items, what in ((steps, "step"), (keep, "value that is kept")):
-        if not isinstance(items, tuple) or not items:
+    for items, part, what in ((steps, "steps", "step"), (keep, "keep", "value that is kept")):
+        if not isinstance(items, tuple):
+            raise JaxdiffError(
+                f"{part} is a tuple, not {type(items).__name__}",
+                where="session",
+                fix="put one into a tuple: (one,)",
+            )
+        if not items:
             raise JaxdiffError(f"a session without a {what}", where="session")
     for each in steps:
         if not isinstance(each, Step):
             raise JaxdiffError(f"{type(each).__name__} is no step", fix="sessions.step(...)")
-        if not each.name:
+        if not each.name or not isinstance(each.name, str):
             raise JaxdiffError("a step needs a name", where="step")
+        if not isinstance(each.model, str):
+            raise JaxdiffError(
+                f"a model is given by its name, not as {type(each.model).__name__}",
+                where=f"step {each.name!r}",
+                fix="sessions.run(job, {name: lm}) has the models",
+            )
         for part, kind in (("taps", Tap), ("edits", Edit)):
             items = getattr(each, part)
             whole = isinstance(items, tuple)

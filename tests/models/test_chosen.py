@@ -121,14 +121,21 @@ def test_a_choice_that_cannot_be_made_is_refused(llama, engine):
     assert "with_edits" in error.value.fix
     with pytest.raises(JaxdiffError, match="row 0 is 'polite'"):
         chosen(engine, ["polite"])
-    with pytest.raises(JaxdiffError, match="row 1 is None"):
-        chosen(engine, [(), None])
     for go in (lambda lm: run(lm, _tokens()), lambda lm: generate(lm, _tokens(), 2)):
         for n in (2, 0):
             with pytest.raises(JaxdiffError, match=f"rows are outside of the batch: a mask of {n}"):
                 go(chosen(engine, CHOICES[:n]))
     with pytest.raises(JaxdiffError, match="differs between rows"):
         check_pair(ModelPair((chosen(engine, CHOICES),)), SITE)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_rows_are_tuples_of_names(engine):
+    for rows in ("polite", None):
+        with pytest.raises(JaxdiffError, match="rows are"):
+            chosen(engine, rows)
+    with pytest.raises(JaxdiffError, match="row 1 is None"):
+        chosen(engine, [(), None])
 
 
 def test_what_cannot_be_chosen_by_row_gets_no_name(llama, engine):

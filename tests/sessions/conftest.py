@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -55,11 +54,3 @@ def make():
         )
 
     return job
-
-
-@pytest.fixture
-def untyped():
-    """What a user meets who runs without the checks of types that tests have."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)

@@ -75,7 +75,7 @@ def _step(fields, i):
             "sequences is 'abc', which is no number",
         ),
         (lambda c, f: f["keep"][0].update(fields="a"), "fields of Captured are no object"),
-        (lambda c, f: f.update(keep=None), "without a value that is kept"),
+        (lambda c, f: f.update(keep=None), "keep is a tuple"),
         (lambda c, f: f.update(keep=["all"]), "str is nothing to keep"),
         (lambda c, f: f["keep"][0].update({"class": "os.system"}), "'os.system' is no"),
         (lambda c, f: f["keep"][0]["fields"].update(step=["a"]), "step of Captured cannot be"),

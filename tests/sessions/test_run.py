@@ -181,10 +181,14 @@ def test_a_comma_is_soon_forgotten(lms):
     for part, items in {"taps": Tap("embed"), "edits": edit("embed", Set(0.0))}.items():
         with pytest.raises(JaxdiffError, match=f"{part} with {type(items).__name__}"):
             session((step("a", "base", one.tokens, **{part: items}),), keep=(keep,))
-    with pytest.raises(JaxdiffError, match="without a step"):
+    with pytest.raises(JaxdiffError, match="steps is a tuple, not Step"):
         session(one, keep=(keep,))
-    with pytest.raises(JaxdiffError, match="without a value"):
+    with pytest.raises(JaxdiffError, match="keep is a tuple, not Captured"):
         session((one,), keep=keep)
+    with pytest.raises(JaxdiffError, match="a model is given by its name, not as LM"):
+        session((step("first", lms["base"], one.tokens, ("embed",)),), keep=(keep,))
+    with pytest.raises(JaxdiffError, match="other parts than names"):
+        session((one,), keep=(Captured("first", Tap("embed")),))
     with pytest.raises(JaxdiffError, match="Step is no session"):
         sessions.dumps(one)
     with pytest.raises(JaxdiffError, match="models are given by name"):
