@@ -34,10 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command.parser(__doc__, SHAPES, seconds=None)
     parser.add_argument("--step", choices=("dense", "sparse"), default="sparse")
     parser.add_argument("--repeats", type=int, default=5, help="checkpoints [checkpoints]")
-    parser.add_argument("--folder", type=pathlib.Path, help="where checkpoints are written")
+    parser.add_argument("--folder", type=command.folder, help="where checkpoints are written")
     options = parser.parse_args(arguments)
-    if options.folder:
-        options.folder.mkdir(parents=True, exist_ok=True)
 
     def measure(name: str, console: Console) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:

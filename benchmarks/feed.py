@@ -36,11 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmark from the command line."""
     parser = command.parser(__doc__, SHAPES)
     parser.add_argument("--rows", type=int, default=65_536, help="rows of a store [tokens]")
-    parser.add_argument("--folder", type=pathlib.Path, help="where stores are written")
+    parser.add_argument("--folder", type=command.folder, help="where stores are written")
     parser.add_argument("--quality", action="store_true", help="compare dictionaries too")
     options = parser.parse_args(arguments)
-    if options.folder:
-        options.folder.mkdir(parents=True, exist_ok=True)
 
     def measure(name: str, console: Console) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -60,3 +60,10 @@ def untyped():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def few_classes(monkeypatch):
+    """Lists are cut into few classes of segments, which compile in a third of the time."""
+    monkeypatch.setattr("jaxdiff.kernels.segments.TILE", 4)
+    monkeypatch.setattr("jaxdiff.kernels.segments._WIDTHS", (1, 2, 4))

@@ -13,6 +13,13 @@ from rich.console import Console
 from harness import machine
 
 
+def folder(text: str) -> pathlib.Path:
+    """Returns the folder that an argument names, made if need be."""
+    path = pathlib.Path(text)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def parser(description: str, shapes: Collection[str], *, seconds: float | None = 5.0):
     """Returns a parser of --shape, --json and, unless `seconds` is None, --seconds."""
 

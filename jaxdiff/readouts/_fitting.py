@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxdiff.errors import JaxdiffError
 from jaxdiff.models import LM, ModelConfig, canonical_site
-from jaxdiff.models._check import check_no_rows, checked
+from jaxdiff.models._check import checked
 from jaxdiff.models._run import check_like_tokens
 from jaxdiff.readouts._logit_lens import check_width
 from jaxdiff.types import TokenBatch
@@ -34,7 +34,6 @@ def texts_of(lm: LM, batch: Any, site: str) -> dict[str, Any]:
             fix="one batch is given as [{'tokens': ids}]",
         )
     texts = {name: given[name] for name in _NAMES if given.get(name) is not None}
-    check_no_rows(lm, "batches")
     checked(lm, (site,), (), texts["tokens"], own_positions="positions" in texts)
     check_like_tokens(texts["tokens"], texts.get("sequences"), texts.get("positions"))
     if "positions" in texts:

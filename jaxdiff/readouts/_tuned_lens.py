@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.descent import check_losses, updated
 from jaxdiff.models import LM, run
+from jaxdiff.models._check import check_no_rows
 from jaxdiff.models._lm import module
 from jaxdiff.models._traces import traced
 from jaxdiff.progress import progress
@@ -66,6 +67,7 @@ def train_lens(
     """
     check_layers(lm.spec, site)
     check_head(lm.spec, lm.edits, "train_lens")
+    check_no_rows(lm, "train_lens")
     n, d = lm.spec.n_layers, lm.spec.d_model
     now = Affine(jnp.zeros((n, d, d)), jnp.zeros((n, d)))
     state, losses = optimizer.init(now), []  # pyright: ignore[reportArgumentType]

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxdiff.kernels import segments
 
 
 class RowList(NamedTuple):
@@ -29,13 +28,6 @@ def _draw(rows, width, groups, entries, dtype=jnp.float32, *, skewed=False) -> R
         jnp.asarray(rng.normal(size=entries), jnp.float32),
         jnp.asarray(np.concatenate([[0], np.cumsum(counts)]), jnp.int32),
     )
-
-
-@pytest.fixture
-def few_classes(monkeypatch):
-    """Lists are cut into few classes of segments, which compile in a third of the time."""
-    monkeypatch.setattr(segments, "TILE", 4)
-    monkeypatch.setattr(segments, "_WIDTHS", (1, 2, 4))
 
 
 @pytest.fixture

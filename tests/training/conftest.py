@@ -5,7 +5,6 @@ import json
 import pathlib
 
 import pytest
-from jaxdiff.kernels import segments
 
 
 def load(name):
@@ -55,7 +54,5 @@ def bits():
 
 
 @pytest.fixture(autouse=True)
-def few_classes(monkeypatch):
-    """Lists are cut into few classes of segments, which compile in a third of the time."""
-    monkeypatch.setattr(segments, "TILE", 4)
-    monkeypatch.setattr(segments, "_WIDTHS", (1, 2, 4))
+def quick_lists(few_classes):
+    """Sparse steps of all tests here compile few classes of segments."""
